@@ -1,0 +1,78 @@
+"""A handler: an async function, its limits, and the type of its payload. It knows no queue and no database; the session
+that it passes on is opaque to it."""
+
+import inspect
+import math
+from collections.abc import Callable, Coroutine
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from queue_kit._payload import payload_of
+from queue_kit.errors import ConfigurationError, InvalidJob
+from queue_kit.event import Event
+from queue_kit.job import Job, Seconds, check_max_retry_count, check_timeout
+from queue_kit.retry import RetryDelay, check_retry_delay
+
+T = TypeVar("T")
+
+HandlerFunction: TypeAlias = Callable[[Event, Any, Job[T]], Coroutine[Any, Any, object]]
+
+
+class Handler(Generic[T]):
+    """An async function `(event, session, job)` that runs jobs of one name, with its limits.
+
+    `timeout` is in seconds (`math.inf`: none), `max_retry_count` the number of tries in total, `retry_delay` seconds or
+    a function of the failed try's number. What is `None` falls through to the worker. `T` is read from the annotation
+    `Job[T]`. Raises `ConfigurationError` for anything that could not run.
+
+    >>> async def send(event, session, job): ...
+    >>> worker_takes = {"email.send": Handler(send, timeout=30)}
+    """
+
+    def __init__(
+        self,
+        function: HandlerFunction[T],
+        *,
+        timeout: Seconds | None = None,
+        max_retry_count: int | None = None,
+        retry_delay: RetryDelay | None = None,
+    ) -> None:
+        _check_function(function)
+        self.function = function
+        self.timeout, self.max_retry_count = check_limits(timeout, max_retry_count)
+        self.retry_delay = None if retry_delay is None else check_retry_delay(retry_delay)
+        self.payload = payload_of(function)
+
+    def __call__(self, event: Event, session: Any, job: Job[T]) -> Coroutine[Any, Any, object]:
+        """Call the function itself, as a unit test does."""
+        return self.function(event, session, job)
+
+
+def check_limits(timeout: Seconds | None, max_retry_count: int | None) -> tuple[float | None, int | None]:
+    """The limits of a handler or a worker, with the timeout in seconds; else a `ConfigurationError`."""
+    try:
+        return check_timeout(timeout, "timeout"), check_max_retry_count(max_retry_count)
+    except InvalidJob as error:
+        raise ConfigurationError(str(error)) from None
+
+
+def _check_function(function: object) -> None:
+    if not callable(function):
+        raise ConfigurationError(f"a handler is an async function, not {type(function).__name__}")
+    name = getattr(function, "__qualname__", repr(function))
+    if not (inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)):
+        raise ConfigurationError(
+            f"{name} is not an async function: write `async def`, or wrap blocking code as in_thread({name}) "
+            f"for fn(event, job), in_process({name}) for fn(data)"
+        )
+    try:
+        inspect.signature(function).bind(*[None] * 3)
+        positional = len(inspect.signature(function).parameters) >= 3
+    except TypeError:
+        positional = False
+    if not positional:
+        raise ConfigurationError(f"{name} must take three positional parameters: (event, session, job)")
+
+
+def first_set(*values: float | None) -> float:
+    """The first value that is not None; infinity when there is none. 0 is a value."""
+    return next((value for value in values if value is not None), math.inf)

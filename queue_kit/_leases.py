@@ -1,0 +1,101 @@
+"""The jobs that a worker holds, from claim to settle, and until when. One round renews all of them in one statement;
+what has lapsed by the local clock, or is not ours any more, is told to its run.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from queue_kit._run import Run
+from queue_kit._store import Store
+from queue_kit.errors import Cancelled, LeaseLost
+from queue_kit.job import Claimed
+
+
+@dataclass(slots=True)
+class _Lease:
+    claimed: Claimed
+    expires: float
+    run: Run | None = None
+
+
+class Leases:
+    """The leases of one worker. Times are this process's monotonic clock, counted from before each request was sent."""
+
+    def __init__(self, store: Store, *, protected: Callable[[], bool]) -> None:
+        self._store = store
+        self._protected = protected
+        self._held: dict[int, _Lease] = {}
+        self._locked = False
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def take(self, jobs: Iterable[Claimed], *, asked_at: float) -> None:
+        """Note what a claim that was sent at `asked_at` returned."""
+        for claimed in jobs:
+            self._held[claimed.job.id] = _Lease(claimed, asked_at + self._store.lease)
+
+    def attach(self, run: Run) -> None:
+        """Note that a held job is being run."""
+        self._held[run.claimed.job.id].run = run
+
+    def drop(self, claimed: Claimed) -> None:
+        """Forget a job that is settled or lost."""
+        if self.holds(claimed):
+            del self._held[claimed.job.id]
+
+    def holds(self, claimed: Claimed) -> bool:
+        """Whether a job is held by this very claim."""
+        lease = self._held.get(claimed.job.id)
+        return lease is not None and lease.claimed.claim_no == claimed.claim_no
+
+    def held(self) -> list[Claimed]:
+        """All jobs held."""
+        return [lease.claimed for lease in self._held.values()]
+
+    def runs(self) -> list[Run]:
+        """All runs under way."""
+        return [lease.run for lease in self._held.values() if lease.run is not None]
+
+    def lapsed(self) -> list[int]:
+        """The ids of runs that are over by the local clock, though their handlers have not ended yet."""
+        now = time.monotonic()
+        return [job_id for job_id, lease in self._held.items() if lease.expires <= now]
+
+    async def renew(self) -> None:
+        """Extend every lease; end the runs whose lease is lost or whose job is to be cancelled."""
+        asked_at = time.monotonic()
+        leases = list(self._held.values())
+        if not leases:
+            return
+        renewal = await self._store.renew([lease.claimed for lease in leases])
+        self._locked = bool(renewal.locked)
+        for lease in leases:
+            job_id = lease.claimed.job.id
+            if self._held.get(job_id) is not lease:  # settled in the meantime
+                continue
+            if job_id in renewal.ours or job_id in renewal.locked:
+                # A row that somebody has locked cannot be claimed by anybody.
+                lease.expires = asked_at + self._store.lease
+                if renewal.ours.get(job_id) and lease.run is not None:
+                    lease.run.abort(Cancelled("cancel_job was called"))
+            elif lease.run is not None:
+                lease.run.abort(LeaseLost(f"job {job_id} was claimed by another worker"))
+
+    def renewal_pause(self) -> float:
+        """Seconds until the next round."""
+        return min(self._store.lease / 3, 1.0 if self._locked else 10.0)
+
+    async def watch(self) -> None:
+        """Abort each run whose lease has lapsed by the local clock, for as long as this is awaited."""
+        while True:
+            await asyncio.sleep(self._store.lease / 20)
+            if not self._protected():
+                now = time.monotonic()
+                for lease in list(self._held.values()):
+                    if lease.run is not None and lease.expires <= now:
+                        lease.run.abort(
+                            LeaseLost(f"the lease of job {lease.claimed.job.id} lapsed before it was renewed")
+                        )

@@ -1,0 +1,55 @@
+"""Whether the database can be reached, for all loops of one worker: the first failure closes the gate for all, one of
+them probes, and everything goes on together. One log line a change, not one an attempt.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+
+_logger = logging.getLogger("queue_kit.worker")
+
+_LONGEST_WAIT = 2.0
+
+
+class Link:
+    """The state of the worker's connection to its database."""
+
+    def __init__(self, *, on_change: Callable[[str], None], on_trouble: Callable[[], None]) -> None:
+        self._up = asyncio.Event()
+        self._up.set()
+        self._failures = 0
+        self._on_change = on_change
+        self._on_trouble = on_trouble
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the last attempt went well."""
+        return self._up.is_set()
+
+    async def wait_up(self) -> None:
+        """Wait until the database answers."""
+        await self._up.wait()
+
+    def failed(self, error: BaseException) -> None:
+        """An attempt failed; the probe will find out when to go on."""
+        if self._up.is_set():
+            self._up.clear()
+            _logger.warning("the database does not answer, waiting for it: %s: %s", type(error).__name__, error)
+            self._on_change("database_down")
+            self._on_trouble()
+
+    def answered(self) -> None:
+        """The probe went well."""
+        self._failures = 0
+        if not self._up.is_set():
+            self._up.set()
+            _logger.warning("the database answers again")
+            self._on_change("database_up")
+
+    def backoff(self) -> float:
+        """Seconds until the next probe: none at first, then up to two, with jitter."""
+        self._failures += 1
+        if self._failures == 1:
+            return 0.0
+        return min(0.5 * 2.0 ** (self._failures - 2), _LONGEST_WAIT) * (0.5 + random.random() / 2)  # noqa: S311

@@ -1,0 +1,128 @@
+"""What lies in a job's `data`: read from the handler's `Job[T]` annotation, checked at enqueue and again at claim.
+
+Plain JSON passes untouched; anything else goes through pydantic, which is imported at the first such registration.
+"""
+
+import inspect
+import json
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, Protocol, get_args, get_origin, get_type_hints
+
+from queue_kit.errors import ConfigurationError, InvalidJob, InvalidPayload
+from queue_kit.job import Job
+
+
+class Payload(Protocol):
+    """Turns a handler's data into JSON and back."""
+
+    def encode(self, value: object) -> object:
+        """JSON for the database. Raises `InvalidJob` for a value of the wrong type."""
+
+    def decode(self, data: object) -> Any:
+        """What the handler receives. Raises `InvalidPayload` for data that does not fit the type any more."""
+
+
+class JsonPayload:
+    """Data that is JSON already; with `dict`, an object."""
+
+    def __init__(self, *, only_objects: bool) -> None:
+        self._only_objects = only_objects
+
+    def encode(self, value: object) -> object:
+        """`value` itself."""
+        self._check(value, InvalidJob)
+        return value
+
+    def decode(self, data: object) -> object:
+        """`data` itself."""
+        self._check(data, InvalidPayload)
+        return data
+
+    def _check(self, value: object, error: type[InvalidJob]) -> None:
+        if self._only_objects and not isinstance(value, dict):
+            raise error("data", f"must be an object (dict), not {type(value).__name__}", path="$")
+
+
+class TypedPayload:
+    """Data of any type that pydantic can read: dataclasses, TypedDicts, models, containers of them."""
+
+    def __init__(self, type_: Any) -> None:
+        from pydantic import TypeAdapter
+        from pydantic.errors import PydanticUserError
+
+        self._type = type_
+        try:
+            self._adapter: TypeAdapter[Any] = TypeAdapter(type_)
+        except PydanticUserError as error:
+            raise ConfigurationError(f"{_named(type_)} cannot be read from JSON: {error.message}") from error
+
+    def encode(self, value: object) -> object:
+        """JSON of `value`, which must read back as the same type."""
+        from pydantic import PydanticSchemaGenerationError, ValidationError
+        from pydantic_core import PydanticSerializationError
+        from typing_extensions import is_typeddict
+
+        expected = self._type if isinstance(self._type, type) and get_origin(self._type) is None else None
+        if is_typeddict(expected):
+            expected = dict  # a TypedDict cannot be asked about its instances
+        try:
+            if expected is not None and not isinstance(value, expected | dict):
+                raise InvalidJob("data", f"must be {_named(self._type)}, not {type(value).__name__}", path="$")
+            encoded: object = self._adapter.dump_python(self._adapter.validate_python(value), mode="json")
+            self._adapter.validate_json(json.dumps(encoded))
+        except ValidationError as error:
+            raise self._invalid(InvalidJob, error) from None
+        except (PydanticSerializationError, PydanticSchemaGenerationError, ValueError, TypeError) as error:
+            if isinstance(error, InvalidJob):
+                raise
+            raise InvalidJob("data", f"is no {_named(self._type)}: {error}", path="$") from None
+        return encoded
+
+    def decode(self, data: object) -> Any:
+        """`data` as the type."""
+        from pydantic import ValidationError
+
+        try:
+            return self._adapter.validate_json(json.dumps(data))
+        except ValidationError as error:
+            raise self._invalid(InvalidPayload, error) from None
+
+    def _invalid(self, kind: type[InvalidJob], error: Any) -> InvalidJob:
+        problems = error.errors(include_url=False, include_input=False, include_context=False)
+        first = problems[0]
+        path = "$" + "".join(f"[{at}]" if isinstance(at, int) else f".{at}" for at in first["loc"])
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        return kind("data", f"is no {_named(self._type)}: {first['msg']}{more}", path=path)
+
+
+def payload_of(function: Callable[..., object]) -> Payload:
+    """The payload that a handler's third parameter, `Job[T]`, declares; plain `Job` or nothing means any object."""
+    parameter = list(inspect.signature(function).parameters.values())[2]
+    annotation = _resolved(function, parameter.annotation)
+    type_ = get_args(annotation)[0] if get_origin(annotation) is Job else dict
+    if type_ is Any:
+        return JsonPayload(only_objects=False)
+    if type_ is dict or (get_origin(type_) is dict and get_args(type_) == (str, Any)):
+        return JsonPayload(only_objects=True)
+    return TypedPayload(type_)
+
+
+def _resolved(function: Callable[..., object], annotation: object) -> object:
+    if not isinstance(annotation, str):
+        return annotation
+    target = inspect.unwrap(getattr(function, "func", function))
+    if not inspect.isfunction(target):
+        target = getattr(target, "__func__", None) or type(target).__call__
+    scope = {**target.__globals__, **inspect.getclosurevars(target).nonlocals}
+    try:
+        return get_type_hints(SimpleNamespace(__annotations__={"job": annotation}), scope)["job"]
+    except (NameError, TypeError, SyntaxError, AttributeError) as error:
+        raise ConfigurationError(
+            f"the annotation {annotation!r} of {target.__qualname__} cannot be resolved ({error}): "
+            "define the payload's type at module level, outside `if TYPE_CHECKING`"
+        ) from None
+
+
+def _named(type_: Any) -> str:
+    return type_.__qualname__ if isinstance(type_, type) else str(type_)

@@ -1,0 +1,227 @@
+"""From one claimed job to one outcome: deadline, abort, verdict. It knows no database; the session it hands to the
+handler is opaque.
+
+The handler runs in a task of its own and is watched from outside, so one that refuses to end cannot hold its puller.
+`asyncio.timeout` does the cancelling, at the deadline and for every other reason, always after the token is set.
+"""
+
+import asyncio
+import logging
+import math
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from contextvars import copy_context
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from queue_kit._handler import Handler
+from queue_kit.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    Discard,
+    InvalidPayload,
+    JobAborted,
+    LeaseLost,
+    ShuttingDown,
+    Snooze,
+)
+from queue_kit.event import AbortToken, Event
+from queue_kit.job import Claimed, Job, Outcome, Verdict
+from queue_kit.retry import RetryDelay, delay_after
+
+_logger = logging.getLogger("queue_kit.worker")
+
+MAX_MESSAGE = 2_000
+MAX_TRACEBACK = 8_000
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What bounds one run: seconds, tries in total, the wait between tries, seconds to end after an abort."""
+
+    timeout: float
+    max_retry_count: int
+    retry_delay: RetryDelay
+    cancel_grace: float
+
+
+def without_running(claimed: Claimed, limits: Limits) -> Outcome | None:
+    """How a claimed job ends that must not run at all; `None` for one that may."""
+    if claimed.cancel_requested:
+        return Outcome(Verdict.cancelled)
+    if claimed.unreadable is not None:
+        return _refused(claimed, f"the row cannot be read: {claimed.unreadable}")
+    if _tries_before(claimed) >= limits.max_retry_count:
+        return _refused(claimed, f"lease lost {claimed.lost} times: each time its worker crashed, hung or was cut off")
+    return None
+
+
+def _tries_before(claimed: Claimed) -> int:
+    # One lapse is free: deploys and outages lapse leases too.
+    return claimed.job.retry_count + max(claimed.lost - 1, 0)
+
+
+def _refused(claimed: Claimed, reason: str) -> Outcome:
+    return Outcome(Verdict.failed, error=_error_record(claimed, None, reason))
+
+
+class Run:
+    """One run of one job. `execute` it once; `abort` it from the event loop at any time."""
+
+    def __init__(self, claimed: Claimed, limits: Limits) -> None:
+        self.claimed = claimed
+        self.started = time.monotonic()
+        self._limits = limits
+        finite = math.isfinite(limits.timeout)
+        self.token = AbortToken(self.started + limits.timeout if finite else None)
+        job = claimed.job
+        self.event = Event.for_job(self.token, job_id=job.id, name=job.name, attempt=job.attempt)
+        self._loop = asyncio.get_running_loop()
+        self._over: asyncio.Future[None] = self._loop.create_future()
+        self._timeout: asyncio.Timeout | None = None
+        self._before_cancel: Callable[[], Awaitable[None]] | None = None
+        self._cancelling: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[BaseException | None] | None = None
+
+    @property
+    def wedged(self) -> bool:
+        """Whether the handler was told to end, had its grace, and still runs."""
+        return self._over.done() and self.task is not None and not self.task.done()
+
+    async def execute(
+        self, handler: Handler[Any], session: Any, *, before_cancel: Callable[[], Awaitable[None]] | None = None
+    ) -> Outcome:
+        """Run the handler and say how it ended. `before_cancel` is awaited between setting the token and cancelling."""
+        self._before_cancel = before_cancel
+        try:
+            job = self._decoded(handler)
+        except InvalidPayload as error:
+            return Outcome(Verdict.failed, error=_error_record(self.claimed, error, "the payload is invalid"))
+        context = copy_context()  # or a context variable that one job sets would be seen by the next
+        self.task = self._loop.create_task(
+            self._call(handler, session, job), name=f"queue_kit: job {job.id} {job.name}", context=context
+        )
+        self.task.add_done_callback(self._end)
+        deadline = None
+        if math.isfinite(self._limits.timeout):
+            late = DeadlineExceeded(f"the handler's {self._limits.timeout:g} s are over")
+            deadline = self._loop.call_later(self._limits.timeout, self.abort, late)
+        try:
+            await self._over
+        finally:
+            if deadline is not None:
+                deadline.cancel()
+            self.event.stop()
+        return self._outcome(None if self.wedged else self.task.result())
+
+    def abort(self, reason: JobAborted, *, grace: float | None = None) -> None:
+        """Tell the handler to end: the token first, then the cancellation, then no more waiting after the grace."""
+        if self._over.done() or not self.token.abort(reason):
+            return
+        grace = self._limits.cancel_grace if grace is None else grace
+        self._cancelling = self._loop.create_task(self._cancel(grace), name="queue_kit: cancel a job")
+
+    async def _cancel(self, grace: float) -> None:
+        if self._before_cancel is not None:
+            await self._before_cancel()
+        if self._timeout is not None:
+            with suppress(RuntimeError):  # it has just ended by itself
+                self._timeout.reschedule(self._loop.time())
+        await asyncio.wait({self._over}, timeout=grace)
+        if not self._over.done():
+            self._over.set_result(None)
+
+    def _end(self, _task: "asyncio.Task[BaseException | None]") -> None:
+        if not self._over.done():
+            self._over.set_result(None)
+
+    def _decoded(self, handler: Handler[Any]) -> Job[Any]:
+        job = self.claimed.job
+        data = handler.payload.decode(job.data)
+        if data is job.data:
+            return job
+        return Job(
+            job.id,
+            job.name,
+            data,
+            job.priority,
+            job.scheduled_at,
+            job.created_at,
+            job.retry_count,
+            job.handler_timeout,
+            job.cron_expression,
+            job.cron_last_completed_at,
+        )
+
+    async def _call(self, handler: Handler[Any], session: Any, job: Job[Any]) -> BaseException | None:
+        # The exception is returned, not raised: asyncio would let SystemExit and KeyboardInterrupt end the host.
+        try:
+            async with asyncio.timeout(None) as self._timeout:
+                self.event.start(job.name)  # raises when the job was aborted before it began
+                await handler(self.event, session, job)
+        except BaseException as error:  # noqa: BLE001
+            return error
+        return None
+
+    def _outcome(self, error: BaseException | None) -> Outcome:
+        reason = self.token.reason
+        match reason if reason is not None else error:
+            case None:
+                return Outcome(Verdict.completed)
+            case LeaseLost() | ShuttingDown():
+                return Outcome(Verdict.released)
+            case Cancelled():
+                return Outcome(Verdict.cancelled)
+            case Snooze(seconds=seconds):
+                return Outcome(Verdict.snoozed, delay=seconds)
+            case Discard(reason=why):
+                return Outcome(Verdict.failed, error=_error_record(self.claimed, error, why))
+            case failure:
+                return self.failure(failure)
+
+    def failure(self, error: BaseException) -> Outcome:
+        """What a failed try leads to: another one later, or the end."""
+        record = _error_record(self.claimed, error)
+        if _tries_before(self.claimed) + 1 >= self._limits.max_retry_count:
+            return Outcome(Verdict.failed, error=record)
+        try:
+            delay = delay_after(self._limits.retry_delay, self.claimed.job.attempt)
+        except Exception:
+            delay = 1.0
+            _logger.exception("retry_delay of job %s failed, it is tried again in 1 s", self.claimed.job.name)
+        return Outcome(Verdict.retried, delay=delay, error=record)
+
+
+def _error_record(claimed: Claimed, error: BaseException | None, reason: str | None = None) -> Mapping[str, Any]:
+    record: dict[str, Any] = {"at": datetime.now(UTC).isoformat(), "try": claimed.job.attempt}
+    if error is not None:
+        record["class"] = _storable(type(error).__qualname__, MAX_MESSAGE)
+        record["message"] = _storable(_text_of(error), MAX_MESSAGE)
+        record["traceback"] = _storable(_traceback_of(error), MAX_TRACEBACK)
+    if reason is not None:
+        record["reason"] = _storable(reason, MAX_MESSAGE)
+    return record
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as broken:  # noqa: BLE001 - nothing a handler raises may fail the failure path
+        return f"<str() of the exception raised {type(broken).__name__}>"
+
+
+def _traceback_of(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(error))
+    except Exception as broken:  # noqa: BLE001
+        return f"<the traceback cannot be shown: {type(broken).__name__}>"
+
+
+def _storable(text: str, longest: int) -> str:
+    """Text that any database stores, with its middle left out when it is too long."""
+    if len(text) > longest:
+        text = f"{text[: longest // 4]}\n[...]\n{text[-(longest * 3 // 4) :]}"
+    return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,286 @@
+"""The session that a handler receives: an ordinary `AsyncSession` whose every commit is fenced.
+
+It connects when first used, behind a gate that leaves connections to the host application (on SQLite the gate is the
+fair lock around all of the queue's transactions). Before each commit the lease is checked in the same transaction; the
+last commit carries the job's ending, so the handler's writes and the completion are one.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, event, util
+from sqlalchemy.exc import DBAPIError, MissingGreenlet
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session, SessionTransaction
+
+from queue_kit import _statements
+from queue_kit._transient import is_connection_lost
+from queue_kit.enqueue import HELD_JOB, hand_over_key
+from queue_kit.errors import ConfigurationError, JobAborted, LeaseLost, UnfencedCommit
+from queue_kit.event import AbortToken
+from queue_kit.job import Claimed
+from queue_kit.models import JobRow
+
+_logger = logging.getLogger("queue_kit.worker")
+
+LONG_HOLD = 1.0
+"""Seconds after which a handler that keeps SQLite's only write lock is named in the log."""
+
+QUIESCE_SECONDS = 15.0
+"""Longer than SQLite's busy timeout, which bounds any statement that waits for another process."""
+
+
+class Sessions:
+    """Opens the sessions of one worker's handlers."""
+
+    def __init__(
+        self,
+        factory: Callable[[], AsyncSession],
+        *,
+        worker_id: UUID,
+        lease: float,
+        isolation: str | None,
+        gate: asyncio.Semaphore,
+        embedded: bool,
+    ) -> None:
+        self._factory = factory
+        self._worker_id = worker_id
+        self._lease = lease
+        self._isolation = isolation
+        self._gate = gate
+        self._embedded = embedded
+        self._set_isolation: str | None = None
+
+    async def probe(self) -> None:
+        """Make sure that the sessions reach the worker's own database and can be fenced, by looking for its row.
+
+        Raises `ConfigurationError` when they do not.
+        """
+        session = self._factory()
+        try:
+            async with self._gate:
+                connection = await session.connection()
+                level = await connection.get_isolation_level()
+                try:
+                    found = (await session.execute(_statements.worker_exists(), {"worker": self._worker_id})).first()
+                except DBAPIError as error:
+                    found = None
+                    if is_connection_lost(error):
+                        raise
+                if found is None:
+                    raise ConfigurationError(
+                        "session_factory gives sessions on another database than the worker's engine"
+                    )
+                driver: Any = (await connection.get_raw_connection()).driver_connection
+                if not (driver.in_transaction if self._embedded else driver.is_in_transaction()):
+                    raise ConfigurationError("sessions in AUTOCOMMIT cannot be fenced; give session_factory= others")
+        finally:
+            await session.close()
+        wanted = self._isolation or "READ COMMITTED"
+        if not self._embedded and level != wanted:
+            self._set_isolation = f"SET TRANSACTION ISOLATION LEVEL {wanted}"
+
+    def open(self, claimed: Claimed, token: AbortToken) -> "HandlerSession":
+        """The session for one run; it connects when it is first used."""
+        return HandlerSession(
+            self._factory(),
+            claimed,
+            worker_id=self._worker_id,
+            lease=self._lease,
+            embedded=self._embedded,
+            gate=self._gate,
+            token=token,
+            isolation=self._set_isolation,
+        )
+
+
+class HandlerSession:
+    """One run's session with its fence. `session` goes to the handler; the rest belongs to the worker."""
+
+    def __init__(
+        self,
+        session: AsyncSession,
+        claimed: Claimed,
+        *,
+        worker_id: UUID,
+        lease: float,
+        embedded: bool,
+        gate: asyncio.Semaphore,
+        token: AbortToken,
+        isolation: str | None,
+    ) -> None:
+        self.session = session
+        self._sync = session.sync_session
+        self._claimed = claimed
+        self._fence = _statements.fence(claimed.job.id, worker_id, claimed.claim_no)
+        self._lease = lease
+        self._embedded = embedded
+        self._gate = gate
+        self._token = token
+        self._isolation = isolation
+        self._held_since: float | None = None
+        self._committing = False
+        self._ending: Callable[[Session], None] | None = None
+        self._driver: Any = None
+        self._connected = asyncio.Event()
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+        self._sync.info[HELD_JOB] = (claimed.unique_key, self._fence)
+        self._get_bind = self._sync.get_bind
+        self._sync.get_bind = self._gated_bind  # type: ignore[method-assign]
+        event.listen(self._sync, "after_begin", self._begun)
+        event.listen(self._sync, "before_flush", self._before_flush)
+        event.listen(self._sync, "before_commit", self._before_commit)
+        event.listen(self._sync, "after_transaction_end", self._ended)
+
+    @property
+    def used(self) -> bool:
+        """Whether there is something to commit."""
+        return self._sync.in_transaction()
+
+    @property
+    def holds(self) -> bool:
+        """Whether there is something to give back: a transaction, or a place at the gate without one."""
+        return self.used or self._held_since is not None
+
+    async def commit(self, ending: Callable[[Session], None]) -> None:
+        """Commit the handler's writes together with the job's ending, which `ending` writes and fences."""
+        self._ending = ending
+        await self.session.commit()
+
+    async def rollback_and_close(self) -> None:
+        """Undo what is not committed and give the connection back."""
+        try:
+            await self.session.close()
+        finally:
+            self._release()
+
+    async def quiesce(self) -> None:
+        """Let SQLite's statement in flight fail by itself, so that the cancellation that follows leaks no lock.
+
+        Nothing to do on PostgreSQL, where the driver turns a cancellation into a cancel request. From here on
+        `_refuse_when_aborted` lets no new statement begin.
+        """
+        if not self._embedded or self._held_since is None:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(QUIESCE_SECONDS):
+                await self._connected.wait()
+                self._interrupt()
+                while not self._quiet.is_set():
+                    await self._quiet.wait()
+
+    def kill(self) -> None:
+        """Cut the connection of a handler that refuses to end, so that its locks are freed and nothing commits."""
+        if self._driver is None:
+            return
+        if self._embedded:
+            self._interrupt()
+            self._closing = asyncio.ensure_future(self._driver.close())
+        else:
+            self._driver.terminate()
+        self._release()
+
+    def _interrupt(self) -> None:
+        if self._driver is not None:
+            self._driver._conn.interrupt()  # noqa: SLF001 - its own interrupt() would queue behind the statement
+
+    # --- the gate -----------------------------------------------------------------------------------------------------
+
+    def _gated_bind(self, *args: Any, **kw: Any) -> Any:
+        # Every statement asks for its bind before it connects: the one place to wait before a connection is taken.
+        if self._held_since is None and self._acquire():
+            self._held_since = time.monotonic()
+            self._connected.clear()
+            try:
+                self._refuse_when_aborted()
+            except JobAborted:
+                self._release()  # no transaction began, so none will end
+                raise
+        return self._get_bind(*args, **kw)
+
+    def _acquire(self) -> bool:
+        try:
+            util.await_only(self._gate.acquire())
+        except MissingGreenlet:  # somebody asks for the bind outside of a statement
+            return False
+        return True
+
+    def _release(self) -> None:
+        if self._held_since is not None:
+            held = time.monotonic() - self._held_since
+            self._held_since = None
+            self._gate.release()
+            if self._embedded and held > LONG_HOLD:
+                job = self._claimed.job
+                _logger.warning(
+                    "job %s %s kept SQLite's write lock for %.1f s; other jobs waited", job.id, job.name, held
+                )
+
+    # --- the transaction ----------------------------------------------------------------------------------------------
+
+    def _begun(self, _session: Session, _transaction: SessionTransaction, connection: Connection) -> None:
+        if self._driver is not None:  # a savepoint in the same transaction
+            return
+        self._driver = connection.connection.driver_connection
+        if self._isolation is not None:
+            connection.exec_driver_sql(self._isolation)
+        event.listen(connection, "commit", self._guard_commit)
+        if self._embedded:
+            event.listen(connection, "before_cursor_execute", self._refuse_when_aborted)
+            self._driver._execute = self._watched(self._driver._execute)  # noqa: SLF001 - all its calls pass here
+        self._connected.set()
+
+    def _watched(self, execute: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def watched(*args: Any, **kw: Any) -> Any:
+            self._quiet.clear()
+            try:
+                return await execute(*args, **kw)
+            finally:
+                self._quiet.set()
+
+        return watched
+
+    def _refuse_when_aborted(self, *_: Any) -> None:
+        if self._embedded:
+            self._token.raise_if_aborted()
+
+    def _before_flush(self, session: Session, *_: Any) -> None:
+        hand_over_key(session, {row.unique_key for row in session.new if isinstance(row, JobRow)})
+
+    def _before_commit(self, session: Session) -> None:
+        if session.in_nested_transaction():  # a savepoint is released: nothing is committed yet
+            return
+        self._token.raise_if_aborted()
+        if self._ending is not None:
+            self._ending(session)
+        else:
+            self.require(session.execute(_statements.checkpoint_one(), {**self._fence, "lease": self._lease}))
+        self._committing = True
+
+    def require(self, result: Any) -> None:
+        """Refuse the commit unless the fenced statement found the job still ours."""
+        if result.rowcount != 1:
+            lost = LeaseLost(f"job {self._claimed.job.id} is not ours any more: another worker may run it")
+            self._token.abort(lost)
+            raise lost
+
+    def _guard_commit(self, connection: Connection) -> None:
+        if not self._committing:
+            # SQLAlchemy takes a commit that raised for done, and would give the open transaction back to the pool.
+            connection.connection.rollback()
+            raise UnfencedCommit("commit through session.commit(), which checks the lease; nothing was committed")
+
+    def _ended(self, _session: Session, transaction: SessionTransaction) -> None:
+        if transaction.parent is None:
+            self._committing = False
+            if self._embedded and self._driver is not None:
+                del self._driver._execute  # noqa: SLF001 - the connection goes back to its pool as it came
+            self._driver = None
+            self._connected.set()
+            self._release()

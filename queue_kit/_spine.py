@@ -1,0 +1,256 @@
+"""The spine for one job: run it, then settle it, in the handler's own transaction or in a batch with others.
+
+Endings are never dropped: while the database is away they are kept and written when it is back, wherever the fence
+still matches.
+"""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from queue_kit._coalesce import Coalescer
+from queue_kit._handler import Handler, first_set
+from queue_kit._leases import Leases
+from queue_kit._link import Link
+from queue_kit._run import Limits, Run, without_running
+from queue_kit._session import HandlerSession, Sessions
+from queue_kit._store import Settlement, Store
+from queue_kit._transient import is_connection_lost, is_transient
+from queue_kit.errors import JobAborted, LeaseLost
+from queue_kit.hooks import Observers, Settled, Started
+from queue_kit.job import Claimed, Outcome, Verdict
+
+_logger = logging.getLogger("queue_kit.worker")
+
+T = TypeVar("T")
+
+LOCKED_PAUSE = 0.25
+"""Seconds until an ending whose row somebody has locked is tried again."""
+
+REFUSED_PAUSE = 1.0
+"""Seconds until a statement that the database refused is tried again."""
+
+
+class Spine:
+    """Runs and settles claimed jobs."""
+
+    def __init__(
+        self,
+        handlers: Mapping[str, Handler[Any]],
+        limits: Limits,
+        *,
+        store: Store,
+        leases: Leases,
+        link: Link,
+        sessions: Sessions,
+        observers: Observers,
+        on_settled: Callable[[Outcome], None],
+    ) -> None:
+        self._handlers = handlers
+        self._limits = limits
+        self._store = store
+        self._leases = leases
+        self._link = link
+        self._sessions = sessions
+        self._observers = observers
+        self._on_settled = on_settled
+        self._endings: Coalescer[tuple[Claimed, Outcome], Settlement] = Coalescer(
+            store.settle, name="queue_kit: settle"
+        )
+        self._unwritten = 0
+        self._background: set[asyncio.Task[Any]] = set()
+        self.all_written = asyncio.Event()
+        self.all_written.set()
+        self.wedged: dict[int, Run] = {}
+        self.counts: Counter[str] = Counter()
+
+    async def work(self, claimed: Claimed) -> None:
+        """Run one claimed job and settle it."""
+        handler = self._handlers[claimed.job.name]
+        limits = self._limits_of(claimed, handler)
+        started = time.monotonic()
+        run = None
+        outcome = without_running(claimed, limits)
+        written = False
+        if outcome is None:
+            run = Run(claimed, limits)
+            outcome, written = await self._run(run, handler)
+        if not written:
+            outcome = await self.settle(claimed, outcome)
+        self._leases.drop(claimed)
+        self._report(claimed, outcome, time.monotonic() - started, run)
+
+    def _limits_of(self, claimed: Claimed, handler: Handler[Any]) -> Limits:
+        worker = self._limits
+        return Limits(
+            timeout=first_set(claimed.job.handler_timeout, handler.timeout, worker.timeout),
+            max_retry_count=int(first_set(claimed.max_retry_count, handler.max_retry_count, worker.max_retry_count)),
+            retry_delay=worker.retry_delay if handler.retry_delay is None else handler.retry_delay,
+            cancel_grace=worker.cancel_grace,
+        )
+
+    async def _run(self, run: Run, handler: Handler[Any]) -> tuple[Outcome, bool]:
+        """How the run ended, and whether that is already written."""
+        session = self._sessions.open(run.claimed, run.token)
+        self._leases.attach(run)
+        self._observers.started(Started(self._store.worker_id, run.claimed.job, run.claimed.trace_context))
+        try:
+            outcome = await run.execute(handler, session.session, before_cancel=session.quiesce)
+        except asyncio.CancelledError:
+            session.kill()
+            raise
+        if run.wedged:
+            self._set_aside(run, session)
+            return outcome, False
+        written = False
+        if session.used and outcome.verdict is Verdict.completed:
+            outcome, written = await self._commit(run, session)
+        if session.holds:
+            await self._close(session)
+        return outcome, written
+
+    # --- the handler's own transaction --------------------------------------------------------------------------------
+
+    async def _commit(self, run: Run, session: HandlerSession) -> tuple[Outcome, bool]:
+        """Commit the handler's writes with its completion. What the database refuses is a failure of the job."""
+        claimed = run.claimed
+        ending = session.commit(lambda sync: session.require(self._store.complete_in(sync, claimed)))
+        commit = self._spawn(ending, "commit")
+        # On SQLite a cancelled statement leaks its lock; there the busy timeout bounds the wait.
+        budget = None if self._store.embedded else max(self._store.lease / 3, 1.0)
+        await asyncio.wait({commit}, timeout=budget)
+        if not commit.done():
+            session.kill()
+            commit.cancel()
+            await asyncio.wait({commit}, timeout=1.0)
+            return await self._reread(run, TimeoutError(f"the commit took over {budget:g} s; is its row locked?"))
+        error = None if commit.cancelled() else commit.exception()
+        if error is None:
+            return Outcome(Verdict.completed), True
+        if isinstance(error, LeaseLost):
+            return Outcome(Verdict.lost), True
+        if isinstance(error, JobAborted):
+            return Outcome(Verdict.released), False
+        if is_connection_lost(error):
+            return await self._reread(run, error)
+        return run.failure(error), False
+
+    async def _reread(self, run: Run, error: BaseException) -> tuple[Outcome, bool]:
+        """A commit without a reply: look what became of it. An outage fails nobody; a commit over its budget does."""
+        committed = await self.persist(lambda: self._store.was_committed(run.claimed))
+        if committed is None:
+            return Outcome(Verdict.lost), True
+        if committed:
+            return Outcome(Verdict.completed), True
+        return (run.failure(error) if isinstance(error, TimeoutError) else Outcome(Verdict.released)), False
+
+    async def _close(self, session: HandlerSession) -> None:
+        closing = self._spawn(session.rollback_and_close(), "close a session")
+        await asyncio.wait({closing}, timeout=None if self._store.embedded else 5.0)
+        if not closing.done():
+            session.kill()
+            closing.cancel()
+
+    def _set_aside(self, run: Run, session: HandlerSession) -> None:
+        """A handler that refuses to end keeps its task, but neither its connection nor its puller."""
+        session.kill()
+        job, task = run.claimed.job, run.task
+        assert task is not None
+        self.wedged[job.id] = run
+        _logger.error(
+            "job %s %s did not end %g s after it was cancelled (%r); its slot goes to a replacement",
+            job.id,
+            job.name,
+            self._limits.cancel_grace,
+            run.token.reason,
+        )
+
+        def ended(_task: object) -> None:
+            self.wedged.pop(job.id, None)
+            self._spawn(session.rollback_and_close(), "close a session")
+
+        task.add_done_callback(ended)
+
+    # --- endings ------------------------------------------------------------------------------------------------------
+
+    async def settle(self, claimed: Claimed, outcome: Outcome) -> Outcome:
+        """Write an ending, however long it takes; returns it, or `lost` when the job is not ours any more."""
+        while True:
+            match await self.persist(lambda: self._endings.submit((claimed, outcome))):
+                case Settlement.done:
+                    return outcome
+                case Settlement.lost:
+                    return Outcome(Verdict.lost)
+                case Settlement.locked:
+                    await asyncio.sleep(LOCKED_PAUSE)
+
+    async def give_back(self, claimed: Claimed) -> None:
+        """Return a job that was not started; nothing is counted."""
+        await self.settle(claimed, Outcome(Verdict.released))
+        self._leases.drop(claimed)
+
+    async def persist(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Repeat a statement until the database has answered it. Nothing is claimed while an ending waits for that."""
+        waiting = False
+        try:
+            while True:
+                await self._link.wait_up()
+                try:
+                    return await attempt()
+                except Exception as error:
+                    if not waiting:
+                        waiting = True
+                        self._unwritten += 1
+                        self.all_written.clear()
+                    if not is_transient(error):
+                        _logger.exception("a statement of the queue failed; it is tried again")
+                        await asyncio.sleep(REFUSED_PAUSE)
+                    self._link.failed(error)
+        finally:
+            if waiting:
+                self._unwritten -= 1
+                if not self._unwritten:
+                    self.all_written.set()
+
+    def _report(self, claimed: Claimed, outcome: Outcome, seconds: float, run: Run | None) -> None:
+        job = claimed.job
+        self.counts[outcome.verdict] += 1
+        level = logging.INFO
+        if outcome.verdict in (Verdict.failed, Verdict.retried, Verdict.lost):
+            level = logging.WARNING
+        spans = run.event.spans if run is not None else None
+        if _logger.isEnabledFor(level):
+            error = outcome.error or {}
+            why = error.get("reason") or (f"{error['class']}: {error['message']}" if "class" in error else "")
+            fields = {"job_id": job.id, "job_name": job.name, "job_attempt": job.attempt, "job_spans": spans}
+            text = "job %s %s %s after %.3f s%s"
+            _logger.log(
+                level, text, job.id, job.name, outcome.verdict, seconds, f": {why}" if why else "", extra=fields
+            )
+        self._observers.settled(Settled(self._store.worker_id, job, outcome, seconds, spans))
+        self._on_settled(outcome)
+
+    # --- tasks --------------------------------------------------------------------------------------------------------
+
+    def _spawn(self, work: Coroutine[Any, Any, T], what: str) -> "asyncio.Task[T]":
+        task = asyncio.create_task(work, name=f"queue_kit: {what}")
+        self._background.add(task)
+        task.add_done_callback(self._forget)
+        return task
+
+    def _forget(self, task: "asyncio.Task[Any]") -> None:
+        self._background.discard(task)
+        if not task.cancelled():
+            task.exception()  # who awaits it has seen it; who does not, has killed the connection
+
+    async def close(self) -> None:
+        """Give up what is still under way."""
+        await self._endings.close()
+        if self._background:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await asyncio.wait(set(self._background))

@@ -1,0 +1,75 @@
+"""The embedded database: an engine with the settings without which SQLite loses updates or leaks locks.
+
+Transactions begin IMMEDIATE, so that none has to upgrade its lock from a snapshot that has grown old; readers do not
+block in WAL mode. A worker refuses any other SQLite engine.
+"""
+
+import os
+import sqlite3
+from pathlib import Path
+from typing import Any, Literal
+
+from sqlalchemy import URL, Connection, Engine, event
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from queue_kit.errors import ConfigurationError
+
+OLDEST = (3, 35)
+"""The first version with RETURNING."""
+
+
+def sqlite_engine(
+    path: str | os.PathLike[str],
+    *,
+    busy_timeout: float = 10.0,
+    synchronous: Literal["NORMAL", "FULL"] = "NORMAL",
+    **engine_options: Any,
+) -> AsyncEngine:
+    """An engine on an SQLite file, fit for a queue and for the rest of an application.
+
+    `busy_timeout` is how many seconds a transaction waits for another process. With `synchronous="NORMAL"` a commit
+    survives the death of the process, though not always a power failure; `"FULL"` survives both and is slower.
+    `engine_options` go to `create_async_engine`. Raises `ConfigurationError` when this cannot work here.
+
+    >>> engine = sqlite_engine("app.db")
+    """
+    file = os.fspath(path)
+    if not file or file == ":memory:" or file.startswith("file:"):
+        raise ConfigurationError(f"sqlite_engine takes the path of a file, not {file!r}: a queue outlives its process")
+    if not Path(file).parent.is_dir():
+        raise ConfigurationError(f"the folder of {file!r} does not exist; make it first")
+    if sqlite3.sqlite_version_info < OLDEST:
+        raise ConfigurationError(f"SQLite {sqlite3.sqlite_version} is too old, 3.35 is needed")
+    if synchronous not in ("NORMAL", "FULL"):
+        raise ConfigurationError(f"synchronous is 'NORMAL' or 'FULL', not {synchronous!r}")
+    url = URL.create("sqlite+aiosqlite", database=file)
+    try:
+        engine = create_async_engine(url, connect_args={"timeout": busy_timeout}, **engine_options)
+    except ModuleNotFoundError as error:
+        raise ConfigurationError("SQLite needs aiosqlite: pip install 'queue-kit[sqlite]'") from error
+
+    def connected(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # or the driver would begin transactions of its own
+        cursor = connection.cursor()
+        for pragma in ("journal_mode=WAL", f"synchronous={synchronous}", "foreign_keys=ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    event.listen(engine.sync_engine, "connect", connected)
+    prepare(engine.sync_engine)
+    return engine
+
+
+def prepare(engine: Engine) -> None:
+    """Make an engine begin its transactions as a queue needs it; its pool comes with the rest."""
+    event.listen(engine, "begin", _begin)
+
+
+def is_safe(engine: AsyncEngine) -> bool:
+    """Whether an engine was made by `sqlite_engine`."""
+    return event.contains(engine.sync_engine, "begin", _begin)
+
+
+def _begin(connection: Connection) -> None:
+    reading = connection.get_execution_options().get("queue_kit_readonly")
+    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")

@@ -1,0 +1,656 @@
+"""Every SQL statement of the queue, once, as a function that returns an executable. None knows a connection.
+
+Parameters are named in each docstring; a batch is one JSON text (`as_batch`), so a statement's text never depends on
+how many rows it moves. The functions are cached: a statement is built once and then only bound.
+"""
+
+# A parameter never has the name of a column: SQLAlchemy would take it for a value to set.
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    Boolean,
+    ColumnElement,
+    Executable,
+    Float,
+    Integer,
+    SmallInteger,
+    Text,
+    Uuid,
+    and_,
+    bindparam,
+    case,
+    delete,
+    exists,
+    func,
+    insert,
+    literal,
+    literal_column,
+    not_,
+    null,
+    or_,
+    select,
+    type_coerce,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert as insert_or_skip
+from sqlalchemy.types import NullType
+
+from queue_kit._dialect import (
+    BIGINT,
+    JSON_TYPE,
+    UtcDateTime,
+    any_row,
+    as_utc_text,
+    clock_time,
+    json_batch,
+    json_text,
+    member_of,
+    never,
+    row_pointer,
+    seconds_until,
+    statement_time,
+    time_from_now,
+    with_error,
+)
+from queue_kit.job import NewJob
+from queue_kit.models import (
+    CANCELLED,
+    COMPLETED,
+    CRON_ENTRIES,
+    FAILED,
+    JOBS,
+    READY,
+    SCHEDULED,
+    WORKERS,
+    JobRow,
+    SchemaRow,
+)
+
+JOB = JOBS.c
+CRON = CRON_ENTRIES.c
+WORKER = WORKERS.c
+
+# Written out, not bound: neither planner matches a parameter with the condition of a partial index.
+_READY = JOB.status == literal_column(str(READY))
+_SCHEDULED = JOB.status == literal_column(str(SCHEDULED))
+_FAILED = JOB.status == literal_column(str(FAILED))
+
+
+def _is_live(status: ColumnElement[int]) -> ColumnElement[bool]:
+    return status < literal_column(str(COMPLETED))
+
+
+_LIVE = _is_live(JOB.status)
+
+ALIVE_SECONDS = 45.0
+"""A worker that was not seen for longer than this is not counted as alive; it writes its row every 10 seconds."""
+
+_JSON_PARAMETERS = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def as_batch(rows: Iterable[Any]) -> str:
+    """Rows (or plain values) as the one JSON parameter that a statement takes."""
+    return _JSON_PARAMETERS.encode(list(rows))
+
+
+def _text(name: str) -> ColumnElement[str]:
+    return bindparam(name, type_=Text())
+
+
+def _number(name: str) -> ColumnElement[float]:
+    return bindparam(name, type_=Float(53))
+
+
+# --- enqueue ----------------------------------------------------------------------------------------------------------
+
+
+def insert_jobs(jobs: Iterable[tuple[NewJob[Any], Mapping[str, Any] | None]]) -> Executable:
+    """Insert jobs with their trace contexts, skipping those whose unique key is taken; returns `id, unique_key`.
+
+    Rows are ordered by key, so that writers who insert the same keys never deadlock, and within that as given.
+    """
+    batch = json_batch(
+        bindparam("jobs", as_batch(_as_row(*job) | {"position": at} for at, job in enumerate(jobs)), type_=Text()),
+        name=Text(),
+        data=JSON_TYPE,
+        priority=SmallInteger(),
+        scheduled_at=UtcDateTime(),
+        position=Integer(),
+        delay=Float(53),
+        handler_timeout=Float(53),
+        max_retry_count=Integer(),
+        unique_key=Text(),
+        trace_context=JSON_TYPE,
+    ).c
+    due = func.coalesce(batch.scheduled_at, time_from_now(func.coalesce(batch.delay, 0.0)), type_=UtcDateTime())
+    columns: dict[str, ColumnElement[Any]] = {
+        "name": batch.name,
+        "data": batch.data,
+        "priority": batch.priority,
+        "scheduled_at": due,
+        "handler_timeout": batch.handler_timeout,
+        "max_retry_count": batch.max_retry_count,
+        "unique_key": batch.unique_key,
+        "trace_context": batch.trace_context,
+    }
+    rows = select(*columns.values()).order_by(batch.unique_key.is_not(None), batch.unique_key, batch.position)
+    return (
+        insert_or_skip(JOBS)
+        .from_select(list(columns), rows, include_defaults=False)
+        .on_conflict_do_nothing()
+        .returning(JOB.id, JOB.unique_key)
+    )
+
+
+def _as_row(job: NewJob[Any], trace: Mapping[str, Any] | None) -> dict[str, Any]:
+    timeout = job.handler_timeout
+    optional = {
+        "scheduled_at": None if job.scheduled_at is None else as_utc_text(job.scheduled_at),
+        "delay": job.delay,
+        "handler_timeout": "Infinity" if timeout == math.inf else timeout,
+        "max_retry_count": job.max_retry_count,
+        "unique_key": job.unique_key,
+        "trace_context": trace,
+    }
+    row = {"name": job.name, "data": job.payload, "priority": job.priority}
+    return row | {key: value for key, value in optional.items() if value is not None}
+
+
+@cache
+def hand_over_key() -> Executable:
+    """Give up the unique key of a job that we run. Parameters: the fence."""
+    return update(JOBS).where(*_fence()).values(unique_key=null())
+
+
+# --- claim ------------------------------------------------------------------------------------------------------------
+
+
+@cache
+def claim(*, ordered: bool = True) -> Executable:
+    """Lease due jobs. Parameters: `names`, `running_ids` (batches), `suspects_from`, `suspects_below`, `limit`,
+    `worker`, `lease`.
+
+    A job's suspicion is how often its lease has lapsed, this claim included. Returned unordered; times and JSON come
+    raw, so that a row nobody can read does not spoil the batch.
+    """
+    suspicion = JOB.lost + case((JOB.worker_id.is_not(None), 1), else_=0)
+    picked = (
+        select(row_pointer())
+        .select_from(JOBS)
+        .where(
+            *_claimable(),
+            suspicion >= bindparam("suspects_from", type_=Integer()),
+            suspicion < bindparam("suspects_below", type_=Integer()),
+            not_(member_of(JOB.id, _text("running_ids"))),
+        )
+        .limit(bindparam("limit", type_=Integer()))
+        .with_for_update(key_share=True, skip_locked=True)
+    )
+    if ordered:
+        picked = picked.order_by(JOB.priority, JOB.scheduled_at, JOB.id)
+    return (
+        update(JOBS)
+        .where(any_row(picked))
+        .values(
+            claim_no=JOB.claim_no + 1,
+            lost=suspicion,
+            worker_id=bindparam("worker", type_=Uuid()),
+            lease_until=time_from_now(_number("lease")),
+        )
+        .returning(
+            JOB.id,
+            JOB.claim_no,
+            JOB.name,
+            JOB.priority,
+            JOB.retry_count,
+            JOB.lost,
+            JOB.max_retry_count,
+            JOB.handler_timeout,
+            JOB.unique_key,
+            JOB.cron_name,
+            JOB.cancel_requested,
+            _raw(JOB.scheduled_at),
+            _raw(JOB.created_at),
+            _raw(JOB.cron_tick),
+            json_text(JOB.data).label("data"),
+            json_text(JOB.trace_context).label("trace_context"),
+        )
+    )
+
+
+def _raw(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    assert isinstance(column.key, str)
+    return type_coerce(column, NullType()).label(column.key)
+
+
+def _claimable() -> tuple[ColumnElement[bool], ...]:
+    return (
+        _READY,
+        JOB.lease_until < statement_time(),
+        JOB.scheduled_at <= statement_time(),
+        member_of(JOB.name, _text("names")),
+    )
+
+
+# --- settle -----------------------------------------------------------------------------------------------------------
+
+
+def _fence() -> tuple[ColumnElement[bool], ...]:
+    return (
+        JOB.id == bindparam("job_id", type_=BIGINT),
+        JOB.worker_id == bindparam("worker", type_=Uuid()),
+        JOB.claim_no == bindparam("claim", type_=Integer()),
+        _READY,
+    )
+
+
+def _ours(batch: Any) -> ColumnElement[bool]:
+    """The rows of a batch that we still hold, but not those that somebody else has locked: they settle later."""
+    worker_id = bindparam("worker", type_=Uuid())
+    held = (
+        select(row_pointer())
+        .select_from(JOBS)
+        .where(JOB.id == batch.id, JOB.claim_no == batch.claim_no, JOB.worker_id == worker_id, _READY)
+        .with_for_update(key_share=True, skip_locked=True, of=JOBS)
+    )
+    return any_row(held)
+
+
+def _held_batch(**fields: Any) -> Any:
+    return json_batch(_text("batch"), id=BIGINT, claim_no=Integer(), **fields).c
+
+
+_COMPLETED = {"status": COMPLETED, "updated_at": clock_time(), "lease_until": never()}
+
+
+@cache
+def complete() -> Executable:
+    """Finish jobs that succeeded. Parameters: `batch` of `id, claim_no`, `worker`. Returns the ids settled."""
+    return update(JOBS).where(_ours(_held_batch())).values(_COMPLETED).returning(JOB.id)
+
+
+@cache
+def remove() -> Executable:
+    """Delete jobs that ended. Parameters and result as `complete`."""
+    return delete(JOBS).where(_ours(_held_batch())).returning(JOB.id)
+
+
+@cache
+def close() -> Executable:
+    """Finish jobs that did not succeed. Parameters: `batch` of `id, claim_no, status, failed, error`, `worker`."""
+    batch = _held_batch(status=SmallInteger(), failed=Integer(), error=JSON_TYPE)
+    return (
+        update(JOBS)
+        .where(_ours(batch), JOB.id == batch.id)
+        .values(
+            status=batch.status,
+            retry_count=JOB.retry_count + batch.failed,
+            errors=with_error(JOB.errors, batch.error),
+            updated_at=clock_time(),
+            lease_until=never(),
+        )
+        .returning(JOB.id)
+    )
+
+
+@cache
+def put_back() -> Executable:
+    """Give jobs back to the queue. Parameters: `batch` of `id, claim_no, failed, forgiven, delay, error`, `worker`.
+
+    Without `delay` the due time stays. `forgiven` forgets lapsed leases.
+    """
+    batch = _held_batch(failed=Integer(), forgiven=Boolean(), delay=Float(53), error=JSON_TYPE)
+    due = case((batch.delay.is_(None), JOB.scheduled_at), else_=time_from_now(batch.delay))
+    return (
+        update(JOBS)
+        .where(_ours(batch), JOB.id == batch.id)
+        .values(
+            worker_id=null(),
+            lease_until=never(),
+            scheduled_at=due,
+            retry_count=JOB.retry_count + batch.failed,
+            lost=case((batch.forgiven, 0), else_=JOB.lost),
+            errors=with_error(JOB.errors, batch.error),
+            updated_at=clock_time(),
+        )
+        .returning(JOB.id)
+    )
+
+
+@cache
+def still_ours() -> Executable:
+    """Which jobs of a batch we hold, locked or not, and whether they are complete. Parameters as `complete`.
+
+    Returns `id, status`: a status beyond ready means that the batch was settled by us before, and only its reply lost.
+    """
+    batch = _held_batch()
+    return select(JOB.id, JOB.status).where(
+        JOB.id == batch.id,
+        JOB.claim_no == batch.claim_no,
+        JOB.worker_id == bindparam("worker", type_=Uuid()),
+    )
+
+
+@cache
+def renew() -> Executable:
+    """Extend leases. Parameters: `batch` of `id, claim_no`, `worker`, `lease`. Returns `id, cancel_requested`."""
+    return (
+        update(JOBS)
+        .where(_ours(_held_batch()))
+        .values(lease_until=time_from_now(_number("lease")))
+        .returning(JOB.id, JOB.cancel_requested)
+    )
+
+
+# The same endings inside a handler's own transaction: these wait for a locked row instead of leaving it for later.
+
+
+@cache
+def checkpoint_one() -> Executable:
+    """Renew the lease of one job inside its handler's transaction. Parameters: the fence, `lease`."""
+    return update(JOBS).where(*_fence()).values(lease_until=time_from_now(_number("lease")))
+
+
+@cache
+def complete_one() -> Executable:
+    """Finish one job inside its handler's transaction. Parameters: the fence."""
+    return update(JOBS).where(*_fence()).values(_COMPLETED)
+
+
+@cache
+def remove_one() -> Executable:
+    """Delete one job inside its handler's transaction. Parameters: the fence."""
+    return delete(JOBS).where(*_fence())
+
+
+# --- sweep ------------------------------------------------------------------------------------------------------------
+
+
+@cache
+def look() -> Executable:
+    """What there is to do. Parameters: `names`. Returns `claimable`, `due_in` (seconds to the first scheduled job),
+    `cron_missing` (whether a definition has no live occurrence)."""
+    due_in = select(seconds_until(func.min(JOB.scheduled_at))).where(_SCHEDULED).scalar_subquery()
+    return select(
+        exists(select(JOB.id).where(*_claimable())).label("claimable"),
+        due_in.label("due_in"),
+        exists(select(CRON.name).where(_without_occurrence())).label("cron_missing"),
+    )
+
+
+@cache
+def promote() -> Executable:
+    """Make scheduled jobs ready that are due. Parameters: `limit`. Returns their ids."""
+    due = (
+        select(row_pointer())
+        .select_from(JOBS)
+        .where(_SCHEDULED, JOB.scheduled_at <= statement_time())
+        .order_by(JOB.scheduled_at)
+        .limit(bindparam("limit", type_=Integer()))
+        .with_for_update(key_share=True, skip_locked=True)
+    )
+    return update(JOBS).where(any_row(due)).values(status=READY).returning(JOB.id)
+
+
+# --- cron -------------------------------------------------------------------------------------------------------------
+
+CRON_LOCK = 0x71_6B_63_72_6F_6E  # an arbitrary number, the same in every process: "qkcron"
+
+
+@cache
+def database_time() -> Executable:
+    """The database's clock."""
+    return select(clock_time())
+
+
+@cache
+def lock_cron() -> Executable:
+    """Let one registration run at a time, until its transaction ends (PostgreSQL)."""
+    return select(func.pg_advisory_xact_lock(CRON_LOCK))
+
+
+@cache
+def cron_definitions() -> Executable:
+    """All definitions, locked for this transaction."""
+    return select(*CRON).order_by(CRON.name).with_for_update()
+
+
+@cache
+def cron_names() -> Executable:
+    """The names of all definitions."""
+    return select(CRON.name)
+
+
+@cache
+def cron_definitions_named() -> Executable:
+    """What a handler may know of its cron entry. Parameters: `names`. Returns `name, expression, last_completed_at`."""
+    return select(CRON.name, CRON.expression, CRON.last_completed_at).where(member_of(CRON.name, _text("names")))
+
+
+@cache
+def cron_occurrences() -> Executable:
+    """The live occurrences that do not run now, locked, and whether each is overdue."""
+    return (
+        select(JOB.id, JOB.cron_name, (JOB.scheduled_at <= statement_time()).label("overdue"))
+        .where(JOB.cron_name.is_not(None), _LIVE, JOB.lease_until < statement_time())
+        .with_for_update(skip_locked=True)
+    )
+
+
+def _without_occurrence() -> ColumnElement[bool]:
+    live = exists(select(JOB.id).where(JOB.cron_name == CRON.name, _LIVE))
+    return and_(not_(CRON.paused), not_(live))
+
+
+@cache
+def cron_missing() -> Executable:
+    """Definitions without a live occurrence, locked; one that somebody else has locked is left for the next sweep."""
+    return (
+        select(*CRON, clock_time().label("now"))
+        .where(_without_occurrence())
+        .with_for_update(skip_locked=True, key_share=True, of=CRON_ENTRIES)
+    )
+
+
+@cache
+def cron_successor() -> Executable:
+    """The definition that an ending occurrence goes on from. Parameters: `entry`. No row: no successor now."""
+    return (
+        select(*CRON, clock_time().label("now"))
+        .where(CRON.name == bindparam("entry", type_=Text()))
+        .with_for_update(skip_locked=True, key_share=True)
+    )
+
+
+@cache
+def insert_occurrence() -> Executable:
+    """Store an occurrence unless one is live. Parameters: `job_name, job_priority, job_data, job_timeout, tick`."""
+    tick = bindparam("tick", type_=UtcDateTime())
+    name = bindparam("job_name", type_=Text())
+    return (
+        insert_or_skip(JOBS)
+        .values(
+            name=name,
+            cron_name=name,
+            priority=bindparam("job_priority", type_=SmallInteger()),
+            data=bindparam("job_data", type_=JSON_TYPE),
+            handler_timeout=bindparam("job_timeout", type_=Float(53)),
+            scheduled_at=tick,
+            cron_tick=tick,
+        )
+        .on_conflict_do_nothing()
+        .returning(JOB.id)
+    )
+
+
+@cache
+def advance_cron() -> Executable:
+    """Note the tick of the occurrence just stored, and with `completed` that one succeeded. Parameters: `entry`,
+    `tick`, `completed`."""
+    completed = bindparam("completed", type_=Boolean())
+    return (
+        update(CRON_ENTRIES)
+        .where(CRON.name == bindparam("entry", type_=Text()))
+        .values(
+            next_at=bindparam("tick", type_=UtcDateTime()),
+            last_completed_at=case((completed, clock_time()), else_=CRON.last_completed_at),
+        )
+    )
+
+
+# --- workers and schema -----------------------------------------------------------------------------------------------
+
+
+@cache
+def greet() -> Executable:
+    """Write a worker's row. Parameters: `id, label, host, pid, names`."""
+    return insert(WORKERS)
+
+
+@cache
+def seen() -> Executable:
+    """Note that a worker is alive. Parameters: `worker`, `jobs_running`."""
+    return (
+        update(WORKERS)
+        .where(WORKER.id == bindparam("worker", type_=Uuid()))
+        .values(seen_at=clock_time(), running=bindparam("jobs_running", type_=Integer()))
+        .returning(WORKER.id)
+    )
+
+
+@cache
+def worker_exists() -> Executable:
+    """Whether a worker's row is visible. Parameters: `worker`."""
+    return select(WORKER.id).where(WORKER.id == bindparam("worker", type_=Uuid()))
+
+
+@cache
+def depart() -> Executable:
+    """Delete a worker's row. Parameters: `worker`."""
+    return delete(WORKERS).where(WORKER.id == bindparam("worker", type_=Uuid()))
+
+
+@cache
+def forget_dead_workers() -> Executable:
+    """Delete the rows of workers that were not seen for a day."""
+    return delete(WORKERS).where(seconds_until(WORKER.seen_at) < -86_400.0)
+
+
+@cache
+def names_alive() -> Executable:
+    """The names that each live worker runs."""
+    return select(WORKER.names).where(seconds_until(WORKER.seen_at) > -ALIVE_SECONDS)
+
+
+@cache
+def schema_version() -> Executable:
+    """The schema's version and the oldest one it is compatible with."""
+    return select(SchemaRow.version, SchemaRow.compatible_from).order_by(SchemaRow.version.desc()).limit(1)
+
+
+# --- operate ----------------------------------------------------------------------------------------------------------
+
+
+@cache
+def cancel() -> Executable:
+    """Cancel a job that waits; ask a running one to end. Parameters: `job_id`. Returns its status; no row: complete."""
+    running = and_(_READY, JOB.lease_until >= statement_time())
+    return (
+        update(JOBS)
+        .where(JOB.id == bindparam("job_id", type_=BIGINT), _LIVE)
+        .values(
+            cancel_requested=True,
+            status=case((running, JOB.status), else_=CANCELLED),
+            updated_at=case((running, JOB.updated_at), else_=clock_time()),
+        )
+        .returning(JOB.status)
+    )
+
+
+@cache
+def retry() -> Executable:
+    """Queue a failed or cancelled job again. Parameters: `job_id`. No row: it is neither, or its unique key is taken.
+
+    A cron occurrence whose successor is live runs again as an ordinary job: an entry has one live occurrence.
+    """
+    other = JOBS.alias("other")
+    live = _is_live(other.c.status)
+    key_taken = exists(select(other.c.id).where(other.c.unique_key == JOB.unique_key, live))
+    succeeded = exists(select(other.c.id).where(other.c.cron_name == JOB.cron_name, live))
+    return (
+        update(JOBS)
+        .where(JOB.id == bindparam("job_id", type_=BIGINT), JOB.status.in_((FAILED, CANCELLED)), not_(key_taken))
+        .values(
+            status=READY,
+            scheduled_at=clock_time(),
+            updated_at=clock_time(),
+            lease_until=never(),
+            worker_id=null(),
+            retry_count=0,
+            lost=0,
+            cancel_requested=False,
+            cron_name=case((succeeded, null()), else_=JOB.cron_name),
+        )
+        .returning(JOB.id)
+    )
+
+
+@cache
+def key_holder() -> Executable:
+    """The live job that holds the same unique key as this one. Parameters: `job_id`."""
+    other = JOBS.alias("other")
+    same_key = and_(other.c.unique_key == JOB.unique_key, _is_live(other.c.status), other.c.id != JOB.id)
+    return select(other.c.id).where(JOB.id == bindparam("job_id", type_=BIGINT), same_key)
+
+
+@cache
+def counts() -> Executable:
+    """How many live and failed jobs there are by name and state, and for how long the first due one waits."""
+    waiting_since = func.min(case((_is_due(), JOB.scheduled_at)))
+    group = case((_is_due(), literal("pending")), else_=JobRow.state)
+    return (
+        select(
+            JOB.name, group.label("state"), func.count().label("count"), seconds_until(waiting_since).label("due_in")
+        )
+        .where(or_(_SCHEDULED, _READY, _FAILED))
+        .group_by(JOB.name, group)
+    )
+
+
+def _is_due() -> ColumnElement[bool]:
+    return and_(_LIVE, JOB.scheduled_at <= statement_time(), JOB.lease_until < statement_time())
+
+
+@cache
+def notify() -> Executable:
+    """Wake workers when this transaction commits (PostgreSQL). Parameters: `channel`."""
+    return select(func.pg_notify(bindparam("channel", type_=Text()), ""))
+
+
+@cache
+def prune() -> Executable:
+    """Delete old complete jobs in a page of ids. Parameters: `first, last, days, failed_days`."""
+    age = -seconds_until(JOB.updated_at) / 86_400.0
+    kept_for = case((_FAILED, _number("failed_days")), else_=_number("days"))
+    return delete(JOBS).where(
+        JOB.id.between(bindparam("first", type_=BIGINT), bindparam("last", type_=BIGINT)),
+        JOB.status > READY,
+        age > kept_for,
+    )
+
+
+@cache
+def id_range() -> Executable:
+    """The smallest id above `after`, and the largest. Parameters: `after`."""
+    return select(func.min(JOB.id), func.max(JOB.id)).where(JOB.id > bindparam("after", type_=BIGINT))
+
+
+def fence(job_id: int, worker_id: UUID, claim_no: int) -> dict[str, Any]:
+    """The parameters that name one run of one job."""
+    return {"job_id": job_id, "worker": worker_id, "claim": claim_no}

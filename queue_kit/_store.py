@@ -1,0 +1,399 @@
+"""A worker's way to the database: claim, settle, renew, sweep, each one short statement on a small private pool.
+
+The pool is a clone of the engine's, so the host application never lacks a connection for it. On SQLite every writing
+transaction waits for its turn at the gate that handlers' sessions share.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import socket
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any, TypeVar
+from uuid import UUID
+
+from sqlalchemy import Connection, Engine, Executable, Row
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.orm import Session
+
+from queue_kit import _sqlite, _statements, cron
+from queue_kit._dialect import LONG_AGO, as_instant
+from queue_kit._statements import as_batch
+from queue_kit._transient import is_transient
+from queue_kit.job import Claimed, Job, Outcome, Verdict
+from queue_kit.models import CANCELLED, FAILED, READY
+
+_logger = logging.getLogger("queue_kit.worker")
+
+T = TypeVar("T")
+
+PROMOTE_LIMIT = 1_000
+NO_LIMIT = 2**31 - 1
+
+
+class Settlement(Enum):
+    """What became of an ending."""
+
+    done = auto()
+    locked = auto()
+    lost = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What there is to do: a due job of ours, seconds to the first scheduled one, a cron entry without occurrence."""
+
+    claimable: bool
+    due_in: float | None
+    cron_missing: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """What a round of renewing found: whether each job still ours is to be cancelled, and which were locked."""
+
+    ours: Mapping[int, bool]
+    locked: frozenset[int]
+
+
+class Store:
+    """One worker's statements. Every method is one short transaction; errors are the driver's."""
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        *,
+        worker_id: UUID,
+        names: Iterable[str],
+        lease: float,
+        gate: asyncio.Semaphore,
+        ordered: bool,
+        delete_completed: bool,
+        delete_failed: bool,
+    ) -> None:
+        sync_engine = engine.sync_engine
+        clone = Engine(sync_engine.pool.recreate(), sync_engine.dialect, sync_engine.url)
+        self.embedded = clone.dialect.name == "sqlite"
+        if self.embedded:
+            _sqlite.prepare(clone)
+        clone.update_execution_options(**sync_engine.get_execution_options())
+        self._engine = AsyncEngine(clone)
+        if self.embedded:
+            self._single = self._transactions = self._engine
+            self._reading = self._engine.execution_options(queue_kit_readonly=True)
+        else:
+            self._single = self._reading = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+            self._transactions = self._engine.execution_options(isolation_level="READ COMMITTED")
+        self._gate = gate
+        self._patience = min(max(lease / 3, 1.0), 10.0)
+        self.worker_id = worker_id
+        self.lease = lease
+        self._names = as_batch(sorted(names))
+        self._claim = _statements.claim(ordered=ordered)
+        self._complete = _statements.remove() if delete_completed else _statements.complete()
+        self._complete_one = _statements.remove_one() if delete_completed else _statements.complete_one()
+        self._delete_completed = delete_completed
+        self._delete_failed = delete_failed
+
+    @property
+    def engine(self) -> AsyncEngine:
+        """The private engine, for whatever must connect as the worker does."""
+        return self._engine
+
+    async def dispose(self) -> None:
+        """Close the private pool."""
+        await self._engine.dispose()
+
+    # --- claim --------------------------------------------------------------------------------------------------------
+
+    async def claim(
+        self, limit: int, *, running: Iterable[int] = (), suspects_from: int = 0, suspects_below: int = NO_LIMIT
+    ) -> list[Claimed]:
+        """Lease up to `limit` due jobs, best first. A job that lost `n` leases is taken if `from <= n < below`."""
+        rows = await self._write(
+            self._claim,
+            {
+                "names": self._names,
+                "running_ids": as_batch(running),
+                "suspects_from": suspects_from,
+                "suspects_below": suspects_below,
+                "limit": limit,
+                "worker": self.worker_id,
+                "lease": self.lease,
+            },
+        )
+        entries = await self._cron_entries({row.cron_name for row in rows if row.cron_name is not None})
+        claimed = [_claimed(row, entries.get(row.cron_name)) for row in rows]
+        claimed.sort(key=lambda each: (each.job.priority, each.job.scheduled_at, each.job.id))
+        return claimed
+
+    async def _cron_entries(self, names: set[str]) -> dict[str, Row[Any]]:
+        if not names:
+            return {}
+        rows = await self._read(_statements.cron_definitions_named(), {"names": as_batch(names)})
+        return {row.name: row for row in rows}
+
+    # --- settle -------------------------------------------------------------------------------------------------------
+
+    async def settle(self, endings: Sequence[tuple[Claimed, Outcome]]) -> list[Settlement]:
+        """Write how runs ended: one statement a kind of ending, and one transaction for each ended cron occurrence.
+
+        An ending that the database refuses does not hold up the others.
+        """
+        together = [ending for ending in endings if not _ends_occurrence(*ending)]
+        settled: dict[int, Settlement] = {}
+        for statement, kind in self._by_kind(together):
+            settled |= await self._settle_kind(statement, kind)
+        for claimed, outcome in endings:
+            if _ends_occurrence(claimed, outcome):
+                settled[claimed.job.id] = await self._settle_occurrence(claimed, outcome)
+        return [settled[claimed.job.id] for claimed, _ in endings]
+
+    def _by_kind(
+        self, endings: Iterable[tuple[Claimed, Outcome]]
+    ) -> list[tuple[Executable, list[tuple[Claimed, Outcome]]]]:
+        kinds: dict[Executable, list[tuple[Claimed, Outcome]]] = {}
+        for claimed, outcome in endings:
+            kinds.setdefault(self._statement_for(outcome), []).append((claimed, outcome))
+        return list(kinds.items())
+
+    def _statement_for(self, outcome: Outcome) -> Executable:
+        match outcome.verdict:
+            case Verdict.completed:
+                return self._complete
+            case Verdict.failed if self._delete_failed:
+                return _statements.remove()
+            case Verdict.failed | Verdict.cancelled:
+                return _statements.close()
+            case _:
+                return _statements.put_back()
+
+    async def _settle_kind(
+        self, statement: Executable, endings: list[tuple[Claimed, Outcome]]
+    ) -> dict[int, Settlement]:
+        parameters = {"batch": as_batch(_ending_row(*ending) for ending in endings), "worker": self.worker_id}
+        try:
+            settled = {row.id for row in await self._write(statement, parameters)}
+        except DBAPIError as error:
+            if is_transient(error):
+                raise
+            if len(endings) == 1:
+                _logger.exception("the ending of job %s was refused; its lease will lapse", endings[0][0].job.id)
+                return {endings[0][0].job.id: Settlement.lost}
+            halves = endings[: len(endings) // 2], endings[len(endings) // 2 :]
+            return {k: v for half in halves for k, v in (await self._settle_kind(statement, half)).items()}
+        rest = [claimed for claimed, _ in endings if claimed.job.id not in settled]
+        return dict.fromkeys(settled, Settlement.done) | (await self._fate_of(rest) if rest else {})
+
+    async def _settle_occurrence(self, claimed: Claimed, outcome: Outcome) -> Settlement:
+        statement = self._statement_for(outcome)
+        parameters = {"batch": as_batch([_ending_row(claimed, outcome)]), "worker": self.worker_id}
+        completed = outcome.verdict is Verdict.completed
+
+        def write(connection: Connection) -> bool:
+            settled = connection.execute(statement, parameters).first() is not None
+            if settled:
+                assert claimed.cron_name is not None
+                cron.succeed(connection.execute, claimed.cron_name, completed=completed)
+            return settled
+
+        async def transaction() -> bool:
+            async with self._transactions.begin() as connection:
+                return await connection.run_sync(write)
+
+        if await self._turn(transaction):
+            return Settlement.done
+        return (await self._fate_of([claimed]))[claimed.job.id]
+
+    async def _fate_of(self, claimed: Sequence[Claimed]) -> dict[int, Settlement]:
+        """What became of jobs that a settle did not return: settled before, locked by somebody, or not ours."""
+        found = await self._held(claimed)
+
+        def fate(job_id: int) -> Settlement:
+            status = found.get(job_id)
+            if status is None:
+                return Settlement.lost
+            return Settlement.locked if status == READY else Settlement.done
+
+        return {each.job.id: fate(each.job.id) for each in claimed}
+
+    async def _held(self, claimed: Iterable[Claimed]) -> dict[int, int]:
+        parameters = {"batch": as_batch(map(_fence_row, claimed)), "worker": self.worker_id}
+        return {row.id: row.status for row in await self._read(_statements.still_ours(), parameters)}
+
+    def complete_in(self, session: Session, claimed: Claimed) -> Any:
+        """Complete a job inside its handler's transaction; the result's rowcount tells whether it was still ours."""
+        result: Any = session.execute(
+            self._complete_one, _statements.fence(claimed.job.id, self.worker_id, claimed.claim_no)
+        )
+        if claimed.cron_name is not None and result.rowcount == 1:
+            cron.succeed(session.execute, claimed.cron_name, completed=True)
+        return result
+
+    async def was_committed(self, claimed: Claimed) -> bool | None:
+        """After a commit whose reply was lost: whether it took place; `None` when the job is not ours any more."""
+        status = (await self._held([claimed])).get(claimed.job.id)
+        if status is None:
+            return True if self._delete_completed else None
+        return status != READY
+
+    # --- leases and sweep ---------------------------------------------------------------------------------------------
+
+    async def renew(self, claimed: Sequence[Claimed]) -> Renewal:
+        """Extend the leases of all jobs that are still ours."""
+        rows = await self._write(
+            _statements.renew(),
+            {"batch": as_batch(map(_fence_row, claimed)), "worker": self.worker_id, "lease": self.lease},
+        )
+        ours = {row.id: row.cancel_requested for row in rows}
+        rest = [each for each in claimed if each.job.id not in ours]
+        locked = {job_id for job_id, status in (await self._held(rest)).items() if status == READY} if rest else ()
+        return Renewal(ours, frozenset(locked))
+
+    async def look(self) -> Look:
+        """What there is to do."""
+        (row,) = await self._read(_statements.look(), {"names": self._names})
+        return Look(bool(row.claimable), row.due_in, bool(row.cron_missing))
+
+    async def promote(self) -> int:
+        """Make due jobs ready; returns how many, at most `PROMOTE_LIMIT`."""
+        return len(await self._write(_statements.promote(), {"limit": PROMOTE_LIMIT}))
+
+    async def mend_cron(self) -> int:
+        """Store the missing occurrences of cron definitions."""
+
+        async def transaction() -> int:
+            async with self._transactions.begin() as connection:
+                return await connection.run_sync(lambda sync: cron.mend(sync.execute))
+
+        return await self._turn(transaction)
+
+    # --- the worker's row ---------------------------------------------------------------------------------------------
+
+    async def greet(self, label: str, names: Iterable[str]) -> None:
+        """Write this worker's row."""
+        row = {"id": self.worker_id, "label": label, "host": socket.gethostname(), "pid": os.getpid()}
+        await self._write(_statements.greet(), {**row, "names": sorted(names)})
+
+    async def seen(self, running: int) -> bool:
+        """Note that this worker is alive; False when its row is gone."""
+        rows = await self._write(_statements.seen(), {"worker": self.worker_id, "jobs_running": running})
+        return bool(rows)
+
+    async def depart(self) -> None:
+        """Delete this worker's row."""
+        await self._write(_statements.depart(), {"worker": self.worker_id})
+
+    # --- connections --------------------------------------------------------------------------------------------------
+
+    async def _read(self, statement: Executable, parameters: Mapping[str, Any]) -> Sequence[Row[Any]]:
+        async def read() -> Sequence[Row[Any]]:
+            async with self._reading.connect() as connection:
+                return (await connection.execute(statement, parameters)).all()
+
+        return await self._bounded(read)
+
+    async def _write(self, statement: Executable, parameters: Mapping[str, Any]) -> Sequence[Row[Any]]:
+        async def write() -> Sequence[Row[Any]]:
+            async with self._single.begin() as connection:
+                result = await connection.execute(statement, parameters)
+                return result.all() if result.returns_rows else ()
+
+        return await self._turn(write)
+
+    async def _turn(self, transaction: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run a writing transaction, on SQLite when its turn has come."""
+        if not self.embedded:
+            return await self._bounded(transaction)
+        async with self._gate:
+            return await self._bounded(transaction)
+
+    async def _bounded(self, transaction: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        if not self.embedded:
+            async with asyncio.timeout(self._patience):
+                return await transaction()
+        # A cancelled SQLite statement leaks its lock, so it is let run to its end; `busy_timeout` bounds it.
+        task = asyncio.create_task(transaction(), name="queue_kit: SQLite transaction")
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait({task})
+            raise
+
+
+def _fence_row(claimed: Claimed) -> dict[str, Any]:
+    return {"id": claimed.job.id, "claim_no": claimed.claim_no}
+
+
+def _ending_row(claimed: Claimed, outcome: Outcome) -> dict[str, Any]:
+    row = _fence_row(claimed)
+    if outcome.error is not None:
+        row["error"] = dict(outcome.error)
+    match outcome.verdict:
+        case Verdict.failed:
+            row |= {"status": FAILED, "failed": 1}
+        case Verdict.cancelled:
+            row |= {"status": CANCELLED, "failed": 0}
+        case Verdict.retried:
+            row |= {"failed": 1, "forgiven": False, "delay": outcome.delay}
+        case Verdict.snoozed:
+            row |= {"failed": 0, "forgiven": True, "delay": outcome.delay}
+        case Verdict.released:
+            row |= {"failed": 0, "forgiven": False}
+    return row
+
+
+def _ends_occurrence(claimed: Claimed, outcome: Outcome) -> bool:
+    return claimed.cron_name is not None and outcome.verdict in (
+        Verdict.completed,
+        Verdict.failed,
+        Verdict.cancelled,
+    )
+
+
+def _claimed(row: Row[Any], entry: Row[Any] | None) -> Claimed:
+    """The row as values. What cannot be read is said in `unreadable`, so that the job fails and not its neighbours."""
+    unreadable, data, trace, timeout, tries = None, None, None, None, None
+    scheduled_at = created_at = LONG_AGO
+    priority = retry_count = 0
+    try:
+        priority, retry_count = int(row.priority), int(row.retry_count)
+        data = _json(row.data)
+        scheduled_at = as_instant(row.cron_tick if row.cron_tick is not None else row.scheduled_at)
+        created_at = as_instant(row.created_at)
+        trace = _json(row.trace_context)
+        timeout = None if row.handler_timeout is None else float(row.handler_timeout)
+        tries = None if row.max_retry_count is None else int(row.max_retry_count)
+    except (ValueError, TypeError, RecursionError, AttributeError) as error:
+        unreadable = f"{type(error).__name__}: {error}"
+    job = Job(
+        id=row.id,
+        name=row.name,
+        data=data,
+        priority=priority,
+        scheduled_at=scheduled_at,
+        created_at=created_at,
+        retry_count=retry_count,
+        handler_timeout=timeout,
+        cron_expression=entry.expression if entry is not None else None,
+        cron_last_completed_at=entry.last_completed_at if entry is not None else None,
+    )
+    return Claimed(
+        job=job,
+        claim_no=row.claim_no,
+        lost=row.lost,
+        max_retry_count=tries,
+        unique_key=row.unique_key,
+        cron_name=row.cron_name,
+        cancel_requested=bool(row.cancel_requested),
+        trace_context=trace if isinstance(trace, dict) else None,
+        unreadable=unreadable,
+    )
+
+
+def _json(value: Any) -> Any:
+    return json.loads(value) if isinstance(value, str | bytes) else value

@@ -1,0 +1,49 @@
+"""Which database errors pass by themselves. Judged by SQLSTATE and by what the driver raises raw, since the same outage
+shows as five exception classes, and one class hides both an outage and a mistake."""
+
+import sqlite3
+
+from sqlalchemy.exc import DBAPIError, InvalidRequestError
+
+_CLASSES = ("08", "53", "57P", "58")
+"""Connection trouble, lack of resources, shutdown and start-up, system errors."""
+_STATES = {"25006", "40001", "40P01", "55P03", "57014", "3D000"}
+"""Read-only server, serialization, deadlock, lock timeout, statement timeout, database missing (a failover)."""
+
+
+def sqlstate(error: BaseException) -> str | None:
+    """The SQLSTATE of a database error, as far as the driver tells it."""
+    cause = getattr(error, "orig", error)
+    state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+    return state if isinstance(state, str) else None
+
+
+def is_connection_lost(error: BaseException) -> bool:
+    """Whether a statement's fate is unknown because its connection broke."""
+    if isinstance(error, OSError | TimeoutError):
+        return True
+    return isinstance(error, DBAPIError) and (
+        error.connection_invalidated or (sqlstate(error) or "").startswith(("08", "57P")) or _is_driver_trouble(error)
+    )
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether trying again later may help without anybody mending anything."""
+    if is_connection_lost(error):
+        return True
+    if isinstance(error, DBAPIError):
+        state = sqlstate(error)
+        if state is not None:
+            return state.startswith(_CLASSES) or state in _STATES
+        return isinstance(error.orig, sqlite3.OperationalError)
+    return isinstance(error, InvalidRequestError) and "invalid transaction" in str(error)
+
+
+def _is_driver_trouble(error: DBAPIError) -> bool:
+    """asyncpg's own InterfaceError and InternalClientError: protocol races around a dying connection."""
+    names = {
+        kind.__name__ for cause in (error.orig, getattr(error.orig, "__cause__", None)) for kind in type(cause).__mro__
+    }
+    return sqlstate(error) is None and bool(
+        names & {"InterfaceError", "InternalClientError", "ConnectionDoesNotExistError"}
+    )

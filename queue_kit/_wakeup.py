@@ -1,0 +1,105 @@
+"""What tells an idle worker that there is something to do before its next poll: NOTIFY on PostgreSQL, the commits of
+this process on SQLite. Both only make things faster; losing them costs at most one poll.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+JOB_CHANNEL = "queue_kit_job"
+CANCEL_CHANNEL = "queue_kit_cancel"
+
+PROBE_EVERY = 10.0
+PROBE_TIMEOUT = 5.0
+
+_logger = logging.getLogger("queue_kit.worker")
+
+
+class Listener:
+    """Listens on a connection of its own, outside any pool, and reconnects when it breaks."""
+
+    def __init__(self, engine: AsyncEngine, *, on_job: Callable[[], None], on_cancel: Callable[[], None]) -> None:
+        self._engine = engine
+        self._callbacks = {JOB_CHANNEL: on_job, CANCEL_CHANNEL: on_cancel}
+        self._broken = asyncio.Event()
+        self._healthy: bool | None = None
+
+    async def serve(self) -> None:
+        """Listen for as long as this is awaited."""
+        failures = 0
+        while True:
+            try:
+                await self._listen()
+            except Exception as error:  # noqa: BLE001 - the poll carries on meanwhile
+                failures = 1 if self._healthy else failures + 1
+                self._report(healthy=False, error=error)
+            await asyncio.sleep(min(0.25 * 2**failures, 5.0) * (0.5 + random.random() / 2))  # noqa: S311
+
+    async def _listen(self) -> None:
+        self._broken.clear()
+        async with asyncio.timeout(PROBE_TIMEOUT):
+            connection = await self._engine.connect()
+        driver: Any = None
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT):
+                driver = (await connection.get_raw_connection()).driver_connection
+                await connection.run_sync(lambda sync: sync.detach())  # the pool gets its slot back
+                driver.add_termination_listener(lambda *_: self._broken.set())
+                for channel in self._callbacks:
+                    await driver.add_listener(channel, self._heard)
+            self._report(healthy=True)
+            self._everything()  # nothing that was sent before LISTEN is delivered
+            await self._probe(driver)
+        finally:
+            await self._discard(connection, driver)
+
+    async def _probe(self, driver: Any) -> None:
+        """Ask a silent connection now and then: a half-open one gives no error by itself."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PROBE_EVERY):
+                    await self._broken.wait()
+                raise ConnectionError("the listening connection was closed")
+            async with asyncio.timeout(PROBE_TIMEOUT):
+                await driver.execute("SELECT 1")
+
+    async def _discard(self, connection: AsyncConnection, driver: Any) -> None:
+        if driver is not None:
+            driver.terminate()  # close() would wait for a server that may not answer
+        with suppress(Exception):
+            await connection.close()
+
+    def _heard(self, _connection: Any, _pid: int, channel: str, _payload: str) -> None:
+        self._callbacks[channel]()
+
+    def _everything(self) -> None:
+        for callback in self._callbacks.values():
+            callback()
+
+    def _report(self, *, healthy: bool, error: BaseException | None = None) -> None:
+        if healthy is self._healthy:
+            return
+        if not healthy:
+            _logger.warning("not listening, polling instead: %s: %s", type(error).__name__, error)
+        elif self._healthy is False:
+            _logger.warning("listening again")
+        self._healthy = healthy
+
+
+def on_commit(engine: AsyncEngine, callback: Callable[[], None]) -> Callable[[], None]:
+    """Have `callback` called in this loop at each commit of the engine in this process; returns a function that ends
+    it."""
+    loop = asyncio.get_running_loop()
+
+    def committed(_connection: object) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(callback)
+
+    event.listen(engine.sync_engine, "commit", committed)
+    return lambda: event.remove(engine.sync_engine, "commit", committed)

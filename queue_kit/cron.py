@@ -1,0 +1,193 @@
+"""Recurring jobs. A definition in `queue_kit_cron` is the truth; its occurrences are ordinary jobs, one live at a time.
+
+`register_cron_jobs` reconciles definitions with a list in one transaction. The next occurrence is stored by whoever
+settles the last one (`succeed`), and by the sweep where none is live (`mend`).
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeAlias
+
+from sqlalchemy import Connection, Executable, Result, Row, delete, insert, update
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+
+from queue_kit import _statements
+from queue_kit._schedule import Schedule
+from queue_kit._statements import CRON, JOB
+from queue_kit.enqueue import Database, check_database
+from queue_kit.errors import InvalidCron, InvalidJob
+from queue_kit.job import Seconds, check_name, check_payload, check_priority, check_timeout
+from queue_kit.models import CRON_ENTRIES, JOBS
+
+_logger = logging.getLogger("queue_kit.cron")
+
+Execute: TypeAlias = Callable[[Executable, Mapping[str, Any]], Result[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class CronJob:
+    """A recurring job: `expression` has five fields, or six with leading seconds, read in the IANA `timezone`.
+
+    `priority`, `data` and `handler_timeout` (seconds) are those of its occurrences. Raises `InvalidCron` naming what
+    is wrong.
+
+    >>> CronJob("report.daily", "0 6 * * *", timezone="Europe/Amsterdam").priority
+    4
+    """
+
+    name: str
+    expression: str
+    priority: int = 4
+    timezone: str = "UTC"
+    data: Any = None
+    handler_timeout: Seconds | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            check_name(self.name)
+            check_priority(self.priority)
+            object.__setattr__(self, "data", check_payload({} if self.data is None else self.data))
+            object.__setattr__(self, "handler_timeout", check_timeout(self.handler_timeout))
+        except InvalidJob as error:
+            raise InvalidCron(str(error), name=str(self.name), expression=self.expression) from None
+        self.schedule()
+
+    def schedule(self) -> Schedule:
+        """When this job runs."""
+        return Schedule.parse(self.expression, self.timezone, name=self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class CronPlan:
+    """What a registration did, by name."""
+
+    added: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    unchanged: tuple[str, ...] = ()
+
+
+async def register_cron_jobs(db: Database, jobs: Sequence[CronJob]) -> CronPlan:
+    """Make the cron definitions exactly `jobs`, in one transaction; what is not listed is removed, `[]` removes all.
+
+    Serialised between processes, and never waiting for a running job. A changed expression takes effect at once; an
+    overdue occurrence stays due. With an `AsyncSession` or `AsyncConnection` it happens when the caller commits.
+    Raises `InvalidCron` for a duplicate name, before anything is changed.
+
+    >>> async def on_startup(engine):
+    ...     plan = await register_cron_jobs(engine, [CronJob("report.daily", "0 6 * * *")])
+    ...     print(plan.added)
+    """
+    check_database(db)
+    wanted: dict[str, CronJob] = {}
+    for job in jobs:
+        if not isinstance(job, CronJob):
+            raise InvalidCron(f"register_cron_jobs takes CronJob values, not {type(job).__name__}")
+        if job.name in wanted:
+            raise InvalidCron("is listed twice; give each entry its own name", name=job.name, expression=job.expression)
+        wanted[job.name] = job
+    if isinstance(db, AsyncEngine):
+        async with db.begin() as connection:
+            return await _register(connection, wanted)
+    return await _register(db, wanted)
+
+
+async def _register(db: AsyncSession | AsyncConnection, wanted: Mapping[str, CronJob]) -> CronPlan:
+    if isinstance(db, AsyncSession):
+        db = await db.connection()
+    return await db.run_sync(_reconcile, wanted)
+
+
+def _reconcile(connection: Connection, wanted: Mapping[str, CronJob]) -> CronPlan:
+    execute = connection.execute
+    if connection.dialect.name == "postgresql":
+        execute(_statements.lock_cron())
+    known = {row.name: row for row in execute(_statements.cron_definitions())}
+    added = [name for name in wanted if name not in known]
+    removed = [name for name in known if name not in wanted]
+    changed = [name for name, job in wanted.items() if name in known and _differs(known[name], job)]
+    # A statement after the one that locked the definitions: it sees what their last holders stored.
+    occurrences = {row.cron_name: row for row in execute(_statements.cron_occurrences())}
+
+    for name in removed:
+        execute(delete(CRON_ENTRIES).where(CRON.name == name))
+        if name in occurrences:
+            execute(delete(JOBS).where(JOB.id == occurrences[name].id))
+    now: datetime = execute(_statements.database_time()).scalar_one()
+    for name in added:
+        execute(insert(CRON_ENTRIES).values(name=name, next_at=now, **_columns(wanted[name])))
+    for name in changed:
+        execute(update(CRON_ENTRIES).where(CRON.name == name).values(**_columns(wanted[name])))
+        if name in occurrences:
+            _refresh(execute, wanted[name], known[name], occurrences[name], now)
+    for definition in execute(_statements.cron_missing()):
+        _store_next(execute, definition, completed=False)
+    touched = {*added, *changed}
+    return CronPlan(tuple(added), tuple(changed), tuple(removed), tuple(name for name in wanted if name not in touched))
+
+
+def _columns(job: CronJob) -> dict[str, Any]:
+    return {
+        "expression": job.expression,
+        "timezone": job.timezone,
+        "priority": job.priority,
+        "data": job.data,
+        "handler_timeout": job.handler_timeout,
+    }
+
+
+def _differs(row: Row[Any], job: CronJob) -> bool:
+    return any(getattr(row, column) != value for column, value in _columns(job).items())
+
+
+def _refresh(execute: Any, job: CronJob, before: Row[Any], occurrence: Row[Any], now: datetime) -> None:
+    values: dict[str, Any] = {"priority": job.priority, "data": job.data, "handler_timeout": job.handler_timeout}
+    moved = (before.expression, before.timezone) != (job.expression, job.timezone)
+    if moved and not occurrence.overdue:
+        tick = job.schedule().after(now)
+        values |= {"scheduled_at": tick, "cron_tick": tick, "retry_count": 0, "lost": 0}
+        execute(update(CRON_ENTRIES).where(CRON.name == job.name).values(next_at=tick))
+    execute(update(JOBS).where(JOB.id == occurrence.id).values(**values))
+
+
+def succeed(execute: Execute, cron_name: str, *, completed: bool) -> None:
+    """Store the occurrence after one that ended, from the definition as it stands now.
+
+    A definition that is gone, or that somebody else has locked, gets none here; the sweep stores it later.
+    """
+    definition = execute(_statements.cron_successor(), {"entry": cron_name}).first()
+    if definition is not None:
+        _store_next(execute, definition, completed=completed)
+
+
+def mend(execute: Execute) -> int:
+    """Store an occurrence for each definition that has no live one; returns how many definitions were looked at."""
+    definitions = execute(_statements.cron_missing(), {}).all()
+    for definition in definitions:
+        _store_next(execute, definition, completed=False)
+    return len(definitions)
+
+
+def _store_next(execute: Any, definition: Row[Any], *, completed: bool) -> None:
+    tick = definition.next_at
+    if not definition.paused:
+        try:
+            schedule = Schedule.parse(definition.expression, definition.timezone, name=definition.name)
+        except InvalidCron:
+            _logger.exception("cron job %s cannot be scheduled; register it again", definition.name)
+            return
+        # Missed ticks coalesce: the next one lies after the last one stored and after now.
+        tick = schedule.after(max(definition.next_at, definition.now))
+        execute(
+            _statements.insert_occurrence(),
+            {
+                "job_name": definition.name,
+                "job_priority": definition.priority,
+                "job_data": definition.data,
+                "job_timeout": definition.handler_timeout,
+                "tick": tick,
+            },
+        )
+    execute(_statements.advance_cron(), {"entry": definition.name, "tick": tick, "completed": completed})

@@ -1,0 +1,161 @@
+"""Adding jobs, in the transaction that the caller holds or in one of its own. The database fills in the due time and
+places the job, so every way in (these functions, the ORM, plain SQL) ends the same.
+"""
+
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import Any, TypeAlias, overload
+
+from sqlalchemy import Executable
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+from sqlalchemy.orm import Session
+
+from queue_kit import _statements, hooks
+from queue_kit.errors import AmbiguousCommit, InvalidJob
+from queue_kit.job import DEFAULT_PRIORITY, NewJob, Seconds
+
+Database: TypeAlias = AsyncSession | AsyncConnection | AsyncEngine
+
+HELD_JOB = "queue_kit.held_job"
+"""Where a handler's session keeps, in its `info`, the unique key of the job it runs and the parameters of its fence."""
+
+
+@overload
+async def add_job(
+    db: Database,
+    name: str,
+    data: Any = None,
+    *,
+    priority: int = ...,
+    scheduled_at: datetime | None = ...,
+    delay: Seconds | None = ...,
+    handler_timeout: Seconds | None = ...,
+    max_retry_count: int | None = ...,
+    unique_key: None = None,
+) -> int: ...
+@overload
+async def add_job(
+    db: Database,
+    name: str,
+    data: Any = None,
+    *,
+    priority: int = ...,
+    scheduled_at: datetime | None = ...,
+    delay: Seconds | None = ...,
+    handler_timeout: Seconds | None = ...,
+    max_retry_count: int | None = ...,
+    unique_key: str | None,
+) -> int | None: ...
+async def add_job(
+    db: Database,
+    name: str,
+    data: Any = None,
+    *,
+    priority: int = DEFAULT_PRIORITY,
+    scheduled_at: datetime | None = None,
+    delay: Seconds | None = None,
+    handler_timeout: Seconds | None = None,
+    max_retry_count: int | None = None,
+    unique_key: str | None = None,
+) -> int | None:
+    """Add one job and return its id; `None` when a live job holds its `unique_key`.
+
+    `db` is an `AsyncSession` or `AsyncConnection` (the job exists when the caller commits, and never if they roll
+    back), or an `AsyncEngine` (committed here). The other arguments are those of `NewJob`. Raises `InvalidJob` before
+    the database is touched, `AmbiguousCommit` when an engine's connection breaks at COMMIT.
+
+    >>> async def sign_up(session):
+    ...     session.add(User(email="a@b.c"))
+    ...     await add_job(session, "email.send", {"to": "a@b.c"}, delay=60)
+    ...     await session.commit()
+    """
+    job = NewJob(name, data, priority, scheduled_at, delay, handler_timeout, max_retry_count, unique_key)
+    (job_id,) = await add_jobs(db, [job])
+    return job_id
+
+
+async def add_jobs(db: Database, jobs: Sequence[NewJob[Any]]) -> list[int | None]:
+    """Add many jobs in one statement; the ids in the same order, `None` where a live job holds the `unique_key`.
+
+    Of several new jobs with one key the first is stored. `db` and errors are those of `add_job`; a list of more than
+    some ten thousand jobs is better added in pieces.
+
+    >>> async def enqueue(engine):
+    ...     return await add_jobs(engine, [NewJob("thumbnail", {"id": n}) for n in range(1000)])
+    """
+    check_database(db)
+    if not jobs:
+        return []
+    statement = _insert(jobs)
+    if isinstance(db, AsyncEngine):
+        return await _add_committed(db, jobs, statement)
+    if isinstance(db, AsyncSession):
+        await db.run_sync(hand_over_key, {job.unique_key for job in jobs})
+    return await _add(db, jobs, statement)
+
+
+async def _add(
+    db: AsyncSession | AsyncConnection, jobs: Sequence[NewJob[Any]], statement: Executable
+) -> list[int | None]:
+    rows = (await db.execute(statement)).all()
+    ids = _in_order(jobs, [(row.id, row.unique_key) for row in rows])
+    hooks.emit_enqueued(
+        hooks.Enqueued(job_id, job) for job_id, job in zip(ids, jobs, strict=True) if job_id is not None
+    )
+    return ids
+
+
+async def _add_committed(engine: AsyncEngine, jobs: Sequence[NewJob[Any]], statement: Executable) -> list[int | None]:
+    async with engine.connect() as connection:
+        transaction = await connection.begin()
+        ids = await _add(connection, jobs, statement)
+        try:
+            await transaction.commit()
+        except (DBAPIError, OSError) as error:
+            if isinstance(error, OSError) or error.connection_invalidated:
+                raise AmbiguousCommit(
+                    f"the connection broke while {len(jobs)} job(s) were committed; they may or may not be stored"
+                ) from error
+            raise
+    return ids
+
+
+def insert_jobs(jobs: Sequence[NewJob[Any]]) -> Executable:
+    """The statement of `add_jobs`, for a sync `Session`, a `Connection` or a migration; it returns `id, unique_key`.
+
+    Rows whose `unique_key` is taken are skipped. Raises `ValueError` when `jobs` is empty.
+
+    >>> def migrate_data(session):
+    ...     session.execute(insert_jobs([NewJob("reindex", {"table": "book"})]))
+    """
+    if not jobs:
+        raise ValueError("insert_jobs needs at least one job")
+    return _insert(jobs)
+
+
+def check_database(db: object) -> None:
+    """Refuse anything that is not one of the three ways to reach a database."""
+    if not isinstance(db, AsyncSession | AsyncConnection | AsyncEngine):
+        raise TypeError(f"db must be an AsyncSession, AsyncConnection or AsyncEngine, not {type(db).__name__}")
+
+
+def hand_over_key(session: Session, keys: Collection[str | None]) -> None:
+    """In a handler's session, free the key of the job it runs when a new job is to take it, so a job may re-add
+    itself. A rollback gives it back."""
+    held = session.info.get(HELD_JOB)
+    if held is not None and held[0] in keys:
+        session.execute(_statements.hand_over_key(), held[1])
+
+
+def _insert(jobs: Sequence[NewJob[Any]]) -> Executable:
+    for job in jobs:
+        if not isinstance(job, NewJob):
+            raise InvalidJob("jobs", f"takes NewJob values, not {type(job).__name__}")
+    return _statements.insert_jobs((job, hooks.trace_context_for(job)) for job in jobs)
+
+
+def _in_order(jobs: Sequence[NewJob[Any]], rows: Sequence[tuple[int, str | None]]) -> list[int | None]:
+    keyed = {key: job_id for job_id, key in rows if key is not None}
+    plain = iter(sorted(job_id for job_id, key in rows if key is None))
+    return [next(plain) if job.unique_key is None else keyed.pop(job.unique_key, None) for job in jobs]

@@ -1,0 +1,133 @@
+"""Observers of the queue. A hook is an object with any of four methods, each given one frozen record; what a hook
+raises is logged and swallowed, so watching never harms a job.
+
+`QueueWorker(hooks=...)` is heard for one worker; `install_hooks` for the whole process, also by enqueue.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from queue_kit.event import Span
+from queue_kit.job import Job, NewJob, Outcome
+
+_logger = logging.getLogger("queue_kit.hooks")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Installed:
+    """One installation, so that an equal hook, or the same one installed twice, is not taken away with it."""
+
+    hook: object
+
+
+_installed: list[_Installed] = []
+
+
+@dataclass(frozen=True, slots=True)
+class Enqueued:
+    """After the insert statement, before the caller's commit: it may still be rolled back."""
+
+    job_id: int
+    new_job: NewJob[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A handler is about to be called. `trace_context` is what `on_enqueue` returned when the job was added."""
+
+    worker_id: UUID
+    job: Job[Any]
+    trace_context: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A run has ended and its outcome is stored. `seconds` is the run's duration, `spans` what it timed."""
+
+    worker_id: UUID
+    job: Job[Any]
+    outcome: Outcome
+    seconds: float
+    spans: Span | None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """A worker changed its state: `started`, `stopping`, `stopped`, `database_down`, `database_up`, `unhealthy`."""
+
+    worker_id: UUID
+    state: str
+
+
+def install_hooks(*hooks: object) -> Callable[[], None]:
+    """Have `hooks` heard by everything in this process; returns a function that takes them away again.
+
+    A hook has any of `on_enqueued(Enqueued)`, `on_started(Started)`, `on_settled(Settled)` and
+    `on_worker_state(WorkerState)`. An installed hook may also have `on_enqueue(NewJob)`, which may return the
+    `trace_context` (a JSON mapping) to store with the job. ORM and plain SQL inserts call no hook.
+
+    >>> class Counter:
+    ...     def on_settled(self, record): ...
+    >>> uninstall = install_hooks(Counter())
+    >>> uninstall()
+    """
+    installed = [_Installed(hook) for hook in hooks]
+    _installed.extend(installed)
+
+    def uninstall() -> None:
+        _installed[:] = [entry for entry in _installed if entry not in installed]
+
+    return uninstall
+
+
+def trace_context_for(job: NewJob[Any]) -> Mapping[str, Any] | None:
+    """What the installed hooks want stored with a new job, merged."""
+    context: dict[str, Any] = {}
+    for entry in tuple(_installed):
+        answer = _call(entry.hook, "on_enqueue", job)
+        if isinstance(answer, Mapping):
+            context.update(answer)
+    return context or None
+
+
+def emit_enqueued(records: Iterable[Enqueued]) -> None:
+    """Tell the installed hooks of jobs that were just inserted."""
+    if _installed:
+        for record in records:
+            for entry in tuple(_installed):
+                _call(entry.hook, "on_enqueued", record)
+
+
+class Observers:
+    """The hooks of one worker, and those installed for the process."""
+
+    def __init__(self, hooks: Sequence[object]) -> None:
+        self._hooks = tuple(hooks)
+
+    def started(self, record: Started) -> None:
+        """A handler is about to be called."""
+        self._emit("on_started", record)
+
+    def settled(self, record: Settled) -> None:
+        """A run's outcome is stored."""
+        self._emit("on_settled", record)
+
+    def worker_state(self, record: WorkerState) -> None:
+        """The worker changed its state."""
+        self._emit("on_worker_state", record)
+
+    def _emit(self, method: str, record: object) -> None:
+        for hook in (*self._hooks, *(entry.hook for entry in _installed)):
+            _call(hook, method, record)
+
+
+def _call(hook: object, method: str, record: object) -> object:
+    try:
+        listener = getattr(hook, method, None)
+        return None if listener is None else listener(record)
+    except Exception:
+        _logger.exception("hook %s.%s failed", type(hook).__name__, method)
+        return None

@@ -1,0 +1,280 @@
+"""The values of the queue: what is enqueued (`NewJob`), what a handler receives (`Job`), what a run leaves (`Outcome`).
+
+All are frozen and know no database. `NewJob` checks itself, so every way into the table passes the same rules; the
+checks stand here one by one because `models.JobRow` applies them to single columns as well.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from queue_kit.errors import InvalidJob
+
+T_co = TypeVar("T_co", covariant=True)
+
+Seconds: TypeAlias = float | timedelta
+
+DEFAULT_PRIORITY = 5
+MAX_NAME_LENGTH = 200
+MAX_PRIORITY = 32_767
+MAX_PAYLOAD_BYTES = 1_048_576
+MAX_PAYLOAD_DEPTH = 100
+MAX_RETRY_COUNT = 2_147_483_647
+_MAX_DELAY = timedelta(days=36_500).total_seconds()
+_SHOWN = 60  # characters of a wrong value in a message
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+class JobState(StrEnum):
+    """Where a job stands. `running` is a ready job with a live lease; the last three are complete."""
+
+    scheduled = "scheduled"
+    ready = "ready"
+    running = "running"
+    completed = "completed"
+    failed = "failed"
+    cancelled = "cancelled"
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing will happen to the job by itself any more."""
+        return self in (JobState.completed, JobState.failed, JobState.cancelled)
+
+
+class Verdict(StrEnum):
+    """How a run ended. `retried` and `failed` were failures; `released` and `lost` count nothing."""
+
+    completed = "completed"
+    retried = "retried"
+    failed = "failed"
+    snoozed = "snoozed"
+    cancelled = "cancelled"
+    released = "released"
+    lost = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Job(Generic[T_co]):
+    """What a handler receives. `id` is the idempotency key for effects outside the database.
+
+    `scheduled_at` is when the job was due; for a cron job its tick, also in a retry. `retry_count` counts failed runs,
+    `attempt` is the number of this run. `handler_timeout` is the job's own, in seconds. `cron_expression` and
+    `cron_last_completed_at` are `None` for jobs that no cron entry made.
+    """
+
+    id: int
+    name: str
+    data: T_co
+    priority: int
+    scheduled_at: datetime
+    created_at: datetime
+    retry_count: int = 0
+    handler_timeout: float | None = None
+    cron_expression: str | None = None
+    cron_last_completed_at: datetime | None = None
+
+    @property
+    def attempt(self) -> int:
+        """The number of this run, from 1."""
+        return self.retry_count + 1
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob(Generic[T_co]):
+    """A job that is not inserted yet, for `add_jobs` and `insert_jobs`.
+
+    `priority` 0 to 32,767, lower runs first. `scheduled_at` is time-zone aware; `delay` is seconds (or a timedelta)
+    from the database's now; giving both is an error. `handler_timeout` is in seconds, `math.inf` for no limit;
+    `max_retry_count` is the number of tries in total. At most one live job holds a `unique_key`.
+
+    Raises `InvalidJob` naming the field, before any database is touched.
+
+    >>> NewJob("email.send", {"to": "a@b.c"}, delay=60).priority
+    5
+    """
+
+    name: str
+    data: T_co = field(default_factory=dict)  # type: ignore[assignment]
+    priority: int = DEFAULT_PRIORITY
+    scheduled_at: datetime | None = None
+    delay: Seconds | None = None
+    handler_timeout: Seconds | None = None
+    max_retry_count: int | None = None
+    unique_key: str | None = None
+    payload: Any = field(default=None, kw_only=True, repr=False)
+    """`data` as JSON; filled in where `data` is a typed value."""
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        check_priority(self.priority)
+        check_scheduled_at(self.scheduled_at)
+        check_max_retry_count(self.max_retry_count)
+        check_unique_key(self.unique_key)
+        if self.scheduled_at is not None and self.delay is not None:
+            raise InvalidJob("delay", "give scheduled_at or delay, not both")
+        if self.payload is None:
+            object.__setattr__(self, "payload", {} if self.data is None else self.data)
+        check_payload(self.payload)
+        object.__setattr__(self, "delay", check_delay(self.delay))
+        object.__setattr__(self, "handler_timeout", check_timeout(self.handler_timeout))
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A job that a worker holds, with what the worker alone knows of it. `claim_no` and the worker's id are its fence.
+
+    `lost` counts lapsed leases; `unreadable` says why the row could not be read.
+    """
+
+    job: Job[Any]
+    claim_no: int
+    lost: int = 0
+    max_retry_count: int | None = None
+    unique_key: str | None = None
+    cron_name: str | None = None
+    cancel_requested: bool = False
+    trace_context: Mapping[str, Any] | None = None
+    unreadable: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run leaves behind; settling writes it. `delay` is seconds until the next try, `error` the record kept."""
+
+    verdict: Verdict
+    delay: float = 0.0
+    error: Mapping[str, Any] | None = None
+
+
+def check_name(name: object, field: str = "name") -> str:
+    """A job's name: text of 1 to 200 characters."""
+    return _check_text(name, field)
+
+
+def check_unique_key(key: object) -> str | None:
+    """A unique key: `None`, or text like a name."""
+    return None if key is None else _check_text(key, "unique_key")
+
+
+def _check_text(value: object, field: str) -> str:
+    if not isinstance(value, str):
+        raise InvalidJob(field, f"must be text, not {type(value).__name__}")
+    if not value.strip():
+        raise InvalidJob(field, "must not be empty")
+    if len(value) > MAX_NAME_LENGTH:
+        raise InvalidJob(field, f"has {len(value)} characters, at most {MAX_NAME_LENGTH} are allowed")
+    if _UNSTORABLE.search(value):
+        raise InvalidJob(field, "holds a NUL or a lone surrogate, which no database text can store")
+    return value
+
+
+def check_priority(priority: object) -> int:
+    """A priority: an integer from 0 to 32,767."""
+    if not isinstance(priority, int) or isinstance(priority, bool) or not 0 <= priority <= MAX_PRIORITY:
+        raise InvalidJob("priority", f"must be an integer from 0 to {MAX_PRIORITY}, not {_shown(priority)}")
+    return priority
+
+
+def check_max_retry_count(count: object) -> int | None:
+    """The number of tries: `None`, or an integer from 1."""
+    if count is None:
+        return None
+    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MAX_RETRY_COUNT:
+        raise InvalidJob(
+            "max_retry_count", f"is the number of tries in total: an integer, at least 1, not {_shown(count)}"
+        )
+    return count
+
+
+def check_scheduled_at(instant: object) -> datetime | None:
+    """A due time: `None` (now, by the database's clock), or an aware datetime."""
+    if instant is None:
+        return None
+    if not isinstance(instant, datetime):
+        raise InvalidJob("scheduled_at", f"must be a datetime, not {type(instant).__name__}")
+    if instant.utcoffset() is None:
+        raise InvalidJob("scheduled_at", "has no time zone; use datetime.now(UTC), or give delay= in seconds")
+    try:
+        instant.astimezone(UTC)
+    except OverflowError:
+        raise InvalidJob("scheduled_at", "lies outside the years 1 to 9999 in UTC") from None
+    return instant
+
+
+def check_delay(delay: object) -> float | None:
+    """A delay: `None`, or seconds from 0 (a number or a timedelta), at most a hundred years."""
+    if delay is None:
+        return None
+    seconds = _as_seconds(delay, "delay")
+    if not 0 <= seconds <= _MAX_DELAY:
+        raise InvalidJob("delay", f"must be from 0 to {_MAX_DELAY:g} seconds, not {_shown(delay)}")
+    return seconds
+
+
+def check_timeout(timeout: object, field: str = "handler_timeout") -> float | None:
+    """A timeout: `None` (not set here), or seconds from 0; `math.inf` for no limit."""
+    if timeout is None:
+        return None
+    seconds = _as_seconds(timeout, field)
+    if math.isnan(seconds) or seconds < 0:
+        raise InvalidJob(field, f"must be seconds, at least 0 (math.inf for no limit), not {_shown(timeout)}")
+    return seconds
+
+
+def _as_seconds(value: object, field: str) -> float:
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidJob(field, f"must be seconds (a number or a timedelta), not {type(value).__name__}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise InvalidJob(field, "is too large") from None
+
+
+def check_payload(data: object) -> object:
+    """A payload: JSON of at most 1 MiB and 100 levels, without NUL, NaN, infinities or lone surrogates."""
+    _check_json(data, "$", 0)
+    try:
+        size = len(json.dumps(data, ensure_ascii=False).encode())
+    except ValueError as error:
+        raise InvalidJob("data", str(error), path="$") from None
+    if size > MAX_PAYLOAD_BYTES:
+        raise InvalidJob("data", f"is {size:,} bytes of JSON, at most {MAX_PAYLOAD_BYTES:,} are allowed; store a link")
+    return data
+
+
+def _check_json(value: object, path: str, depth: int) -> None:
+    if depth > MAX_PAYLOAD_DEPTH:
+        raise InvalidJob("data", f"is nested deeper than {MAX_PAYLOAD_DEPTH} levels", path=path[:200])
+    match value:
+        case str():
+            if _UNSTORABLE.search(value):
+                raise InvalidJob("data", "holds a NUL or a lone surrogate, which no database can store", path=path)
+        case dict():
+            for key, item in value.items():
+                if not isinstance(key, str):
+                    raise InvalidJob("data", f"has a key that is not text: {_shown(key)}", path=path)
+                _check_json(key, f"{path}.{_shown(key)}", depth)
+                _check_json(item, f"{path}.{key[:_SHOWN]}", depth + 1)
+        case list():
+            for position, item in enumerate(value):
+                _check_json(item, f"{path}[{position}]", depth + 1)
+        case float() if not math.isfinite(value):
+            raise InvalidJob("data", f"{value} is not JSON", path=path)
+        case None | bool() | int() | float():
+            pass
+        case _:
+            raise InvalidJob("data", f"{type(value).__name__} is not JSON", path=path)
+
+
+def _shown(value: object) -> str:
+    try:
+        return ascii(value)[:_SHOWN]
+    except Exception:  # noqa: BLE001 - an integer of 5,000 digits has no repr, nor may an object of the caller's
+        return f"this {type(value).__name__}"
