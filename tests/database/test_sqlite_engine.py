@@ -1,0 +1,107 @@
+"""The embedded database's engine: its settings, on every connection, also of a private pool cloned from it."""
+
+import asyncio
+import sqlite3
+import sys
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, event, text
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from queue_kit import ConfigurationError, _sqlite, sqlite_engine
+
+
+async def settings(engine: AsyncEngine) -> dict[str, object]:
+    async with engine.connect() as connection:
+        names = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        return {name: await connection.scalar(text(f"PRAGMA {name}")) for name in names}
+
+
+def clone(engine: AsyncEngine) -> AsyncEngine:
+    """As a worker makes its private pool."""
+    sync = engine.sync_engine
+    made = Engine(sync.pool.recreate(), sync.dialect, sync.url)
+    _sqlite.prepare(made)
+    return AsyncEngine(made)
+
+
+@pytest.mark.parametrize(("synchronous", "number"), [("NORMAL", 1), ("FULL", 2)])
+async def test_the_settings_are_on_every_connection(sqlite_path, synchronous, number):
+    engine = sqlite_engine(sqlite_path, busy_timeout=2.5, synchronous=synchronous)
+    private = clone(engine)
+    expected = {"journal_mode": "wal", "synchronous": number, "foreign_keys": 1, "busy_timeout": 2500}
+    assert await settings(engine) == await settings(private) == expected
+    await engine.dispose()
+    assert await settings(engine) == expected
+    await private.dispose()
+    await engine.dispose()
+
+
+async def test_transactions_begin_immediate_unless_they_only_read(sqlite_path):
+    engine = sqlite_engine(sqlite_path, busy_timeout=0)
+    private = clone(engine)
+    for mine, other in ((engine, private), (private, engine)):
+        reading = other.execution_options(queue_kit_readonly=True)
+        async with mine.begin() as connection:
+            await connection.execute(text("INSERT INTO queue_kit_job (name) VALUES ('x')"))
+            with pytest.raises(OperationalError, match="database is locked"):
+                async with other.begin():
+                    pass
+            async with reading.begin() as second:
+                assert await second.scalar(text("SELECT count(*) FROM queue_kit_job")) == 0
+            await connection.rollback()
+    await private.dispose()
+    await engine.dispose()
+
+
+async def test_many_first_connections_at_once(tmp_path):
+    engines = [sqlite_engine(tmp_path / "new.db") for _ in range(8)]
+
+    async def use(engine: AsyncEngine) -> None:
+        async with engine.begin() as connection:
+            await connection.execute(text("CREATE TABLE IF NOT EXISTS t (x INTEGER)"))
+        await engine.dispose()
+
+    await asyncio.gather(*map(use, engines))
+
+
+@pytest.mark.parametrize("name", ["50%.db", "it's.db", "a b?c=d#e.db", "ü.db"])
+async def test_any_path_is_taken_as_it_is(tmp_path, name):
+    for path in (tmp_path / name, str(tmp_path / name)):
+        engine = sqlite_engine(path)
+        await settings(engine)
+        await engine.dispose()
+    assert (tmp_path / name).exists()
+
+
+async def test_only_its_own_engines_are_safe(sqlite_path):
+    mine, foreign = sqlite_engine(sqlite_path), create_async_engine(f"sqlite+aiosqlite:///{sqlite_path}")
+    event.listen(foreign.sync_engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    assert _sqlite.is_safe(mine)
+    assert _sqlite.is_safe(clone(mine))
+    assert not _sqlite.is_safe(foreign)
+
+
+@pytest.mark.parametrize("path", ["", ":memory:", "file:queue.db?mode=memory", Path("no/such/folder/queue.db")])
+def test_what_is_no_file_is_refused(path):
+    with pytest.raises(ConfigurationError, match=r"takes the path of a file|the folder of"):
+        sqlite_engine(path)
+
+
+def test_an_unknown_setting_is_refused(tmp_path):
+    with pytest.raises(ConfigurationError, match="synchronous is 'NORMAL' or 'FULL', not 'OFF'"):
+        sqlite_engine(tmp_path / "queue.db", synchronous="OFF")
+
+
+def test_an_old_sqlite_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 1))
+    with pytest.raises(ConfigurationError, match=r"too old, 3\.35 is needed"):
+        sqlite_engine(tmp_path / "queue.db")
+
+
+def test_a_missing_driver_is_named_with_its_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "aiosqlite", None)
+    with pytest.raises(ConfigurationError, match=r"pip install 'queue-kit\[sqlite\]'"):
+        sqlite_engine(tmp_path / "queue.db")

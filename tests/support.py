@@ -1,0 +1,90 @@
+"""What many tests need: waiting for a condition, moving a job's times, and a hook that remembers."""
+
+import asyncio
+import inspect
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import func, select, text, update
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from queue_kit import JobRow, Settled, Started, WorkerState
+
+
+async def until(condition: Callable[[], Any], *, seconds: float = 20.0) -> Any:
+    """Wait until the condition (a function, async or not) holds; returns what it returned."""
+    deadline = time.monotonic() + seconds
+    while True:
+        holds = condition()
+        if inspect.isawaitable(holds):
+            holds = await holds
+        if holds:
+            return holds
+        assert time.monotonic() < deadline, f"not within {seconds} s: {inspect.getsource(condition).strip()}"
+        await asyncio.sleep(0.01)
+
+
+async def move(engine: AsyncEngine, job_id: int, **seconds: float) -> None:
+    """Move a job's times by seconds, as if the database's clock had gone on: `move(engine, 1, lease_until=-60)`."""
+    async with AsyncSession(engine) as session:
+        row = await session.get_one(JobRow, job_id)
+        for column, by in seconds.items():
+            setattr(row, column, getattr(row, column) + timedelta(seconds=by))
+        await session.commit()
+
+
+async def change(engine: AsyncEngine, job_id: int, **values: Any) -> None:
+    """Write columns of a job behind the library's back."""
+    async with engine.begin() as connection:
+        await connection.execute(update(JobRow.__table__).where(JobRow.id == job_id).values(**values))
+
+
+async def row_of(engine: AsyncEngine, job_id: int) -> JobRow:
+    """A job's row, which must be there."""
+    async with AsyncSession(engine, expire_on_commit=False) as session:
+        return await session.get_one(JobRow, job_id)
+
+
+async def count_jobs(engine: AsyncEngine, *conditions: Any) -> int:
+    """How many jobs there are."""
+    async with engine.connect() as connection:
+        return (await connection.execute(select(func.count()).select_from(JobRow).where(*conditions))).scalar_one()
+
+
+async def make_effects(engine: AsyncEngine) -> None:
+    """A table for what handlers do, without a constraint that would hide doing it twice."""
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE effect (job_id BIGINT)"))
+
+
+ADD_EFFECT = text("INSERT INTO effect VALUES (:job_id)")
+
+
+async def effects(engine: AsyncEngine) -> list[int]:
+    """The job ids in the table of effects."""
+    async with engine.connect() as connection:
+        return list((await connection.execute(text("SELECT job_id FROM effect ORDER BY job_id"))).scalars())
+
+
+class Recorder:
+    """A hook that remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.started: list[Started] = []
+        self.settled: list[Settled] = []
+        self.states: list[str] = []
+
+    def on_started(self, record: Started) -> None:
+        self.started.append(record)
+
+    def on_settled(self, record: Settled) -> None:
+        self.settled.append(record)
+
+    def on_worker_state(self, record: WorkerState) -> None:
+        self.states.append(record.state)
+
+    @property
+    def verdicts(self) -> list[str]:
+        return [record.outcome.verdict.value for record in self.settled]
