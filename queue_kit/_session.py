@@ -34,6 +34,9 @@ LONG_HOLD = 1.0
 QUIESCE_SECONDS = 15.0
 """Longer than SQLite's busy timeout, which bounds any statement that waits for another process."""
 
+INTERRUPT_EVERY = 0.02
+"""Seconds between two interrupts, since one that comes before its statement has reached SQLite has no effect."""
+
 
 class Sessions:
     """Opens the sessions of one worker's handlers."""
@@ -171,9 +174,11 @@ class HandlerSession:
         with suppress(TimeoutError):
             async with asyncio.timeout(QUIESCE_SECONDS):
                 await self._connected.wait()
-                self._interrupt()
                 while not self._quiet.is_set():
-                    await self._quiet.wait()
+                    self._interrupt()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(INTERRUPT_EVERY):
+                            await self._quiet.wait()
 
     def kill(self) -> None:
         """Cut the connection of a handler that refuses to end, so that its locks are freed and nothing commits."""

@@ -98,6 +98,7 @@ class Store:
         self._complete_one = _statements.remove_one() if delete_completed else _statements.complete_one()
         self._delete_completed = delete_completed
         self._delete_failed = delete_failed
+        self._unschedulable: frozenset[str] = frozenset()
 
     @property
     def engine(self) -> AsyncEngine:
@@ -264,13 +265,18 @@ class Store:
         return len(await self._write(_statements.promote(), {"limit": PROMOTE_LIMIT}))
 
     async def mend_cron(self) -> int:
-        """Store the missing occurrences of cron definitions."""
+        """Store the missing occurrences of cron definitions; returns how many."""
 
-        async def transaction() -> int:
+        async def transaction() -> cron.Mended:
             async with self._transactions.begin() as connection:
                 return await connection.run_sync(lambda sync: cron.mend(sync.execute))
 
-        return await self._turn(transaction)
+        mended = await self._turn(transaction)
+        for name, problem in mended.unschedulable.items():
+            if name not in self._unschedulable:
+                _logger.error("cron job %s cannot be scheduled, register it again: %s", name, problem)
+        self._unschedulable = frozenset(mended.unschedulable)
+        return mended.stored
 
     # --- the worker's row ---------------------------------------------------------------------------------------------
 

@@ -4,8 +4,8 @@
 settles the last one (`succeed`), and by the sweep where none is live (`mend`).
 """
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeAlias
@@ -20,8 +20,6 @@ from queue_kit.enqueue import Database, check_database
 from queue_kit.errors import InvalidCron, InvalidJob
 from queue_kit.job import Seconds, check_name, check_payload, check_priority, check_timeout
 from queue_kit.models import CRON_ENTRIES, JOBS
-
-_logger = logging.getLogger("queue_kit.cron")
 
 Execute: TypeAlias = Callable[[Executable, Mapping[str, Any]], Result[Any]]
 
@@ -155,29 +153,41 @@ def _refresh(execute: Any, job: CronJob, before: Row[Any], occurrence: Row[Any],
 def succeed(execute: Execute, cron_name: str, *, completed: bool) -> None:
     """Store the occurrence after one that ended, from the definition as it stands now.
 
-    A definition that is gone, or that somebody else has locked, gets none here; the sweep stores it later.
+    A definition that is gone, that somebody else has locked, or that cannot be scheduled gets none here; the sweep
+    stores it later, or says why it cannot.
     """
     definition = execute(_statements.cron_successor(), {"entry": cron_name}).first()
     if definition is not None:
-        _store_next(execute, definition, completed=completed)
+        with suppress(InvalidCron):
+            _store_next(execute, definition, completed=completed)
 
 
-def mend(execute: Execute) -> int:
-    """Store an occurrence for each definition that has no live one; returns how many definitions were looked at."""
-    definitions = execute(_statements.cron_missing(), {}).all()
-    for definition in definitions:
-        _store_next(execute, definition, completed=False)
-    return len(definitions)
+@dataclass(frozen=True, slots=True)
+class Mended:
+    """What mending did: how many occurrences it stored, and which definitions nobody can schedule, with the reason."""
+
+    stored: int
+    unschedulable: Mapping[str, str]
+
+
+def mend(execute: Execute) -> Mended:
+    """Store an occurrence for each definition that has no live one."""
+    stored, unschedulable = 0, {}
+    for definition in execute(_statements.cron_missing(), {}).all():
+        try:
+            _store_next(execute, definition, completed=False)
+            stored += 1
+        except InvalidCron as error:
+            unschedulable[definition.name] = str(error)
+    return Mended(stored, unschedulable)
 
 
 def _store_next(execute: Any, definition: Row[Any], *, completed: bool) -> None:
+    """Store the next occurrence of a definition. Raises `InvalidCron`, with nothing changed, for one whose columns
+    were written by hand."""
     tick = definition.next_at
     if not definition.paused:
-        try:
-            schedule = Schedule.parse(definition.expression, definition.timezone, name=definition.name)
-        except InvalidCron:
-            _logger.exception("cron job %s cannot be scheduled; register it again", definition.name)
-            return
+        schedule = Schedule.parse(definition.expression, definition.timezone, name=definition.name)
         # Missed ticks coalesce: the next one lies after the last one stored and after now.
         tick = schedule.after(max(definition.next_at, definition.now))
         execute(

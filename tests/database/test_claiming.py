@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import timedelta
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -166,7 +167,7 @@ async def test_json_that_python_cannot_read_fails_with_a_reason_and_blocks_nobod
 async def test_payloads_that_are_no_objects_come_as_they_were_added(engine, payload):
     seen = []
 
-    async def see(event, session, job):
+    async def see(event, session, job: Job[Any]):
         seen.append(job.data)
 
     await add_jobs(engine, [NewJob("see", payload), NewJob("see", [payload])])

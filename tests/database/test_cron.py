@@ -130,7 +130,7 @@ async def test_a_rolled_back_registration_leaves_nothing(engine, way):
 async def test_a_registration_that_fails_midway_leaves_nothing(engine, monkeypatch):
     await register_cron_jobs(engine, [CronJob("old", far())])
 
-    def broken(*_):
+    def broken(*_, **__):
         raise ZeroDivisionError
 
     monkeypatch.setattr("queue_kit.cron._store_next", broken)
