@@ -22,6 +22,7 @@ class Claims:
         self._wakeup = asyncio.Event()
         self._dry = asyncio.Event()
         self._pullers = 0
+        self._delivered = 0
         self.closed = False
         self._eager = False
         """Whether to claim again whenever a puller comes back, for a drain."""
@@ -49,13 +50,16 @@ class Claims:
             self._wakeup.set()
         return await puller
 
-    async def run_dry(self, pullers: int) -> None:
-        """Wait until all of this many pullers are idle and a claim for all of them finds nothing."""
+    async def run_dry(self, pullers: int) -> int:
+        """Wait until all of this many pullers are idle and a claim for all of them finds nothing; returns how many
+        jobs they were given meanwhile."""
+        before = self._delivered
         self._eager = True
         self._pullers = pullers
         self._dry.clear()
         self._wakeup.set()
         await self._dry.wait()
+        return self._delivered - before
 
     async def serve(self) -> None:
         """Claim for whoever waits, until closed."""
@@ -67,6 +71,8 @@ class Claims:
             for job in jobs:
                 if self.closed or not self._deliver(job):
                     await self._give_back(job)
+                else:
+                    self._delivered += 1
             if not jobs and wanted == self._pullers:
                 self._dry.set()
             if not self._idle:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from queue_kit._payload import payload_of
+from queue_kit._payload import Payload, payload_of
 from queue_kit.errors import ConfigurationError, InvalidJob
 from queue_kit.event import Event
 from queue_kit.job import Job, Seconds, check_max_retry_count, check_timeout
@@ -38,19 +38,23 @@ class Handler(Generic[T]):
     ) -> None:
         _check_function(function)
         self.function = function
+        self.timeout: float | None
+        self.max_retry_count: int | None
         self.timeout, self.max_retry_count = check_limits(timeout, max_retry_count)
-        self.retry_delay = None if retry_delay is None else check_retry_delay(retry_delay)
-        self.payload = payload_of(function)
+        self.retry_delay: RetryDelay | None = None if retry_delay is None else check_retry_delay(retry_delay)
+        self.payload: Payload = payload_of(function)
 
     def __call__(self, event: Event, session: Any, job: Job[T]) -> Coroutine[Any, Any, object]:
         """Call the function itself, as a unit test does."""
         return self.function(event, session, job)
 
 
-def check_limits(timeout: Seconds | None, max_retry_count: int | None) -> tuple[float | None, int | None]:
+def check_limits(
+    timeout: Seconds | None, max_retry_count: int | None, *, argument: str = "timeout"
+) -> tuple[float | None, int | None]:
     """The limits of a handler or a worker, with the timeout in seconds; else a `ConfigurationError`."""
     try:
-        return check_timeout(timeout, "timeout"), check_max_retry_count(max_retry_count)
+        return check_timeout(timeout, argument), check_max_retry_count(max_retry_count)
     except InvalidJob as error:
         raise ConfigurationError(str(error)) from None
 

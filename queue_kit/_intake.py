@@ -70,6 +70,8 @@ class Intake:
     async def _claim(self, limit: int, *, suspects_from: int = 0, suspects_below: int = NO_LIMIT) -> list[Claimed]:
         async def claim() -> list[Claimed]:
             await self._spine.all_written.wait()
+            if self._stopping():
+                return []
             asked_at = time.monotonic()
             jobs = await self._store.claim(
                 limit, running=self._still_running(), suspects_from=suspects_from, suspects_below=suspects_below
@@ -77,8 +79,8 @@ class Intake:
             self._leases.take(jobs, asked_at=asked_at)
             return jobs
 
-        return [] if self._stopping() else await self._spine.persist(claim)
+        return await self._spine.insist(claim)
 
     def _still_running(self) -> Iterable[int]:
-        """Jobs that are no longer ours but still run here: an id is never started twice in one worker."""
-        return [*self._spine.wedged, *self._leases.lapsed()]
+        """An id is never started twice in one worker, also when its row lapses earlier than it seems from here."""
+        return [*self._spine.wedged, *(claimed.job.id for claimed in self._leases.held())]

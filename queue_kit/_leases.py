@@ -59,11 +59,6 @@ class Leases:
         """All runs under way."""
         return [lease.run for lease in self._held.values() if lease.run is not None]
 
-    def lapsed(self) -> list[int]:
-        """The ids of runs that are over by the local clock, though their handlers have not ended yet."""
-        now = time.monotonic()
-        return [job_id for job_id, lease in self._held.items() if lease.expires <= now]
-
     async def renew(self) -> None:
         """Extend every lease; end the runs whose lease is lost or whose job is to be cancelled."""
         asked_at = time.monotonic()

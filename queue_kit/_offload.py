@@ -76,8 +76,8 @@ def in_thread(fn: Callable[[Event, Job[T]], object], *, max_threads: int | None 
     slots = _threads if max_threads is None else _Slots(max_threads, "max_threads")
 
     async def handler(event: Event, session: Any, job: Job[T]) -> None:  # noqa: ARG001 - as every handler
-        call = functools.partial(copy_context().run, fn, event, job)
-        await _run_thread(slots.here(), call, f"queue_kit: job {job.id} {job.name}")
+        context = copy_context()
+        await _run_thread(slots.here(), lambda: context.run(fn, event, job), f"queue_kit: job {job.id} {job.name}")
 
     return _dressed(handler, fn, position=1)
 
@@ -270,7 +270,7 @@ def _name_of(fn: object) -> str:
 def _dressed(handler: AsyncHandler[T], fn: Callable[..., object], *, position: int) -> AsyncHandler[T]:
     """Give a handler the name of its function, and the payload's type that the parameter at `position` declares."""
     functools.update_wrapper(handler, fn, assigned=("__module__", "__name__", "__qualname__", "__doc__"), updated=())
-    del handler.__wrapped__  # type: ignore[attr-defined]  # or the handler would seem to have the function's parameters
+    del handler.__dict__["__wrapped__"]  # or the handler would seem to have the function's parameters
     declared = list(inspect.signature(fn).parameters.values())[position].annotation
     job_type: Any = Job
     if declared is not inspect.Parameter.empty:

@@ -87,6 +87,9 @@ class TypedPayload:
             return self._adapter.validate_json(json.dumps(data))
         except ValidationError as error:
             raise self._invalid(InvalidPayload, error) from None
+        except BaseException as error:  # a validator is code of the user
+            problem = f"cannot be read as {_named(self._type)}: {type(error).__name__}"
+            raise InvalidPayload("data", problem, path="$") from error
 
     def _invalid(self, kind: type[InvalidJob], error: Any) -> InvalidJob:
         problems = error.errors(include_url=False, include_input=False, include_context=False)
@@ -111,7 +114,7 @@ def payload_of(function: Callable[..., object]) -> Payload:
 def _resolved(function: Callable[..., object], annotation: object) -> object:
     if not isinstance(annotation, str):
         return annotation
-    target = inspect.unwrap(getattr(function, "func", function))
+    target: Any = inspect.unwrap(getattr(function, "func", function))
     if not inspect.isfunction(target):
         target = getattr(target, "__func__", None) or type(target).__call__
     scope = {**target.__globals__, **inspect.getclosurevars(target).nonlocals}

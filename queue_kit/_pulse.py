@@ -27,6 +27,7 @@ class Pulse:
         self._loop = asyncio.get_running_loop()
         self._next = self._loop.time()
         self._moved = asyncio.Event()
+        self._sweeping = asyncio.Lock()
 
     def nudge(self, seconds: float = 0.0) -> None:
         """Look again in `seconds` at the latest."""
@@ -57,7 +58,14 @@ class Pulse:
         return seconds
 
     async def sweep(self) -> float:
-        """Do what is due; returns the seconds until there may be more."""
+        """Do what is due; returns the seconds until there may be more, 0 when something was moved.
+
+        One at a time: two would skip each other's locked rows, and a drain would take them for done.
+        """
+        async with self._sweeping:
+            return await self._sweep()
+
+    async def _sweep(self) -> float:
         seen = await self._store.look()
         moved = 0
         if seen.due_in is not None and seen.due_in <= 0:

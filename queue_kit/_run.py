@@ -36,6 +36,7 @@ _logger = logging.getLogger("queue_kit.worker")
 
 MAX_MESSAGE = 2_000
 MAX_TRACEBACK = 8_000
+_CUT = "\n[...]\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,8 @@ class Run:
         self._before_cancel: Callable[[], Awaitable[None]] | None = None
         self._cancelling: asyncio.Task[None] | None = None
         self.task: asyncio.Task[BaseException | None] | None = None
+        self.error: BaseException | None = None
+        """What made the handler's try a failure, unless it was aborted."""
 
     @property
     def wedged(self) -> bool:
@@ -167,19 +170,26 @@ class Run:
         return None
 
     def _outcome(self, error: BaseException | None) -> Outcome:
-        reason = self.token.reason
-        match reason if reason is not None else error:
+        match self.token.reason:
             case None:
-                return Outcome(Verdict.completed)
+                return self._verdict(error)
             case LeaseLost() | ShuttingDown():
                 return Outcome(Verdict.released)
             case Cancelled():
                 return Outcome(Verdict.cancelled)
+            case reason:
+                return self.failure(reason)
+
+    def _verdict(self, error: BaseException | None) -> Outcome:
+        match error:
+            case None:
+                return Outcome(Verdict.completed)
             case Snooze(seconds=seconds):
                 return Outcome(Verdict.snoozed, delay=seconds)
             case Discard(reason=why):
                 return Outcome(Verdict.failed, error=_error_record(self.claimed, error, why))
             case failure:
+                self.error = failure
                 return self.failure(failure)
 
     def failure(self, error: BaseException) -> Outcome:
@@ -187,12 +197,19 @@ class Run:
         record = _error_record(self.claimed, error)
         if _tries_before(self.claimed) + 1 >= self._limits.max_retry_count:
             return Outcome(Verdict.failed, error=record)
+        return Outcome(Verdict.retried, delay=self._delay(), error=record)
+
+    def broken_off(self, error: BaseException) -> Outcome:
+        """What a try leads to that the database's connection broke off: another one, counted as a lapsed lease."""
+        record = _error_record(self.claimed, error, "the connection to the database broke")
+        return Outcome(Verdict.released, delay=self._delay(), error=record)
+
+    def _delay(self) -> float:
         try:
-            delay = delay_after(self._limits.retry_delay, self.claimed.job.attempt)
-        except Exception:
-            delay = 1.0
+            return delay_after(self._limits.retry_delay, self.claimed.job.attempt)
+        except BaseException:
             _logger.exception("retry_delay of job %s failed, it is tried again in 1 s", self.claimed.job.name)
-        return Outcome(Verdict.retried, delay=delay, error=record)
+            return 1.0
 
 
 def _error_record(claimed: Claimed, error: BaseException | None, reason: str | None = None) -> Mapping[str, Any]:
@@ -209,19 +226,25 @@ def _error_record(claimed: Claimed, error: BaseException | None, reason: str | N
 def _text_of(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception as broken:  # noqa: BLE001 - nothing a handler raises may fail the failure path
+    except BaseException as broken:  # noqa: BLE001 - nothing a handler raises may fail the failure path
         return f"<str() of the exception raised {type(broken).__name__}>"
 
 
 def _traceback_of(error: BaseException) -> str:
     try:
         return "".join(traceback.format_exception(error))
-    except Exception as broken:  # noqa: BLE001
+    except BaseException as broken:  # noqa: BLE001
         return f"<the traceback cannot be shown: {type(broken).__name__}>"
 
 
 def _storable(text: str, longest: int) -> str:
     """Text that any database stores, with its middle left out when it is too long."""
-    if len(text) > longest:
-        text = f"{text[: longest // 4]}\n[...]\n{text[-(longest * 3 // 4) :]}"
+    head, tail = longest // 4, longest - longest // 4 - len(_CUT)
+    if len(text) > longest:  # or escaping, which lengthens, would go through all of 50 MB
+        return _escaped(text[:head])[:head] + _CUT + _escaped(text[-tail:])[-tail:]
+    text = _escaped(text)
+    return text if len(text) <= longest else text[:head] + _CUT + text[-tail:]
+
+
+def _escaped(text: str) -> str:
     return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()

@@ -8,7 +8,7 @@ last commit carries the job's ending, so the handler's writes and the completion
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from typing import Any
 from uuid import UUID
@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 from queue_kit import _statements
 from queue_kit._transient import is_connection_lost
 from queue_kit.enqueue import HELD_JOB, hand_over_key
-from queue_kit.errors import ConfigurationError, JobAborted, LeaseLost, UnfencedCommit
+from queue_kit.errors import ConfigurationError, JobAborted, LeaseLost, ShuttingDown, UnfencedCommit
 from queue_kit.event import AbortToken
 from queue_kit.job import Claimed
 from queue_kit.models import JobRow
@@ -129,7 +129,10 @@ class HandlerSession:
         self._held_since: float | None = None
         self._committing = False
         self._ending: Callable[[Session], None] | None = None
+        self._killed: JobAborted | None = None
+        self._pooled: Any = None
         self._driver: Any = None
+        self._last_driver: Any = None
         self._connected = asyncio.Event()
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -150,6 +153,16 @@ class HandlerSession:
     def holds(self) -> bool:
         """Whether there is something to give back: a transaction, or a place at the gate without one."""
         return self.used or self._held_since is not None
+
+    def broke(self, error: BaseException) -> bool:
+        """Whether the handler failed since this session's connection broke or could not be made."""
+        if self._embedded:
+            return False
+        if self._held_since is not None and not self._connected.is_set():
+            return any(map(is_connection_lost, _chain(error)))
+        # A timeout alone may be the handler's own: the driver closes a connection whose statement was cancelled.
+        closed = self._last_driver is not None and self._last_driver.is_closed()
+        return closed and any(is_connection_lost(each) for each in _chain(error) if not isinstance(each, TimeoutError))
 
     async def commit(self, ending: Callable[[Session], None]) -> None:
         """Commit the handler's writes together with the job's ending, which `ending` writes and fences."""
@@ -181,9 +194,12 @@ class HandlerSession:
                             await self._quiet.wait()
 
     def kill(self) -> None:
-        """Cut the connection of a handler that refuses to end, so that its locks are freed and nothing commits."""
+        """Cut the connection of a handler that refuses to end, so that its locks are freed and nothing commits; it gets
+        no other one."""
+        self._killed = self._token.reason or ShuttingDown("the worker gave this run up")
         if self._driver is None:
             return
+        self._pooled.invalidate(soft=True)  # or SQLite's pool would hand it out again
         if self._embedded:
             self._interrupt()
             self._closing = asyncio.ensure_future(self._driver.close())
@@ -199,6 +215,7 @@ class HandlerSession:
 
     def _gated_bind(self, *args: Any, **kw: Any) -> Any:
         # Every statement asks for its bind before it connects: the one place to wait before a connection is taken.
+        self._refuse_when_killed()
         if self._held_since is None and self._acquire():
             self._held_since = time.monotonic()
             self._connected.clear()
@@ -232,7 +249,11 @@ class HandlerSession:
     def _begun(self, _session: Session, _transaction: SessionTransaction, connection: Connection) -> None:
         if self._driver is not None:  # a savepoint in the same transaction
             return
-        self._driver = connection.connection.driver_connection
+        self._pooled = connection.connection
+        self._driver = self._last_driver = self._pooled.driver_connection
+        if self._killed is not None:  # while it connected
+            self._pooled.invalidate()
+            self._refuse_when_killed()
         if self._isolation is not None:
             connection.exec_driver_sql(self._isolation)
         event.listen(connection, "commit", self._guard_commit)
@@ -251,7 +272,12 @@ class HandlerSession:
 
         return watched
 
+    def _refuse_when_killed(self) -> None:
+        if self._killed is not None:
+            raise self._killed.with_traceback(None)
+
     def _refuse_when_aborted(self, *_: Any) -> None:
+        self._refuse_when_killed()
         if self._embedded:
             self._token.raise_if_aborted()
 
@@ -289,3 +315,12 @@ class HandlerSession:
             self._driver = None
             self._connected.set()
             self._release()
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and what it was raised from."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__

@@ -35,6 +35,10 @@ REFUSED_PAUSE = 1.0
 """Seconds until a statement that the database refused is tried again."""
 
 
+def _nothing() -> None:
+    pass
+
+
 class Spine:
     """Runs and settles claimed jobs."""
 
@@ -49,6 +53,7 @@ class Spine:
         sessions: Sessions,
         observers: Observers,
         on_settled: Callable[[Outcome], None],
+        on_wedged: Callable[[], None],
     ) -> None:
         self._handlers = handlers
         self._limits = limits
@@ -58,10 +63,11 @@ class Spine:
         self._sessions = sessions
         self._observers = observers
         self._on_settled = on_settled
+        self._on_wedged = on_wedged
         self._endings: Coalescer[tuple[Claimed, Outcome], Settlement] = Coalescer(
             store.settle, name="queue_kit: settle"
         )
-        self._unwritten = 0
+        self._unwritten: set[object] = set()
         self._background: set[asyncio.Task[Any]] = set()
         self.all_written = asyncio.Event()
         self.all_written.set()
@@ -106,6 +112,8 @@ class Spine:
         if run.wedged:
             self._set_aside(run, session)
             return outcome, False
+        if run.error is not None and session.broke(run.error):
+            outcome = run.broken_off(run.error)
         written = False
         if session.used and outcome.verdict is Verdict.completed:
             outcome, written = await self._commit(run, session)
@@ -127,7 +135,9 @@ class Spine:
             session.kill()
             commit.cancel()
             await asyncio.wait({commit}, timeout=1.0)
-            return await self._reread(run, TimeoutError(f"the commit took over {budget:g} s; is its row locked?"))
+            return await self._reread(
+                run, session, TimeoutError(f"the commit took over {budget:g} s; is its row locked?")
+            )
         error = None if commit.cancelled() else commit.exception()
         if error is None:
             return Outcome(Verdict.completed), True
@@ -136,17 +146,17 @@ class Spine:
         if isinstance(error, JobAborted):
             return Outcome(Verdict.released), False
         if is_connection_lost(error):
-            return await self._reread(run, error)
+            return await self._reread(run, session, error)
         return run.failure(error), False
 
-    async def _reread(self, run: Run, error: BaseException) -> tuple[Outcome, bool]:
+    async def _reread(self, run: Run, session: HandlerSession, error: BaseException) -> tuple[Outcome, bool]:
         """A commit without a reply: look what became of it. An outage fails nobody; a commit over its budget does."""
         committed = await self.persist(lambda: self._store.was_committed(run.claimed))
         if committed is None:
             return Outcome(Verdict.lost), True
         if committed:
             return Outcome(Verdict.completed), True
-        return (run.failure(error) if isinstance(error, TimeoutError) else Outcome(Verdict.released)), False
+        return (run.broken_off(error) if session.broke(error) else run.failure(error)), False
 
     async def _close(self, session: HandlerSession) -> None:
         closing = self._spawn(session.rollback_and_close(), "close a session")
@@ -172,8 +182,10 @@ class Spine:
         def ended(_task: object) -> None:
             self.wedged.pop(job.id, None)
             self._spawn(session.rollback_and_close(), "close a session")
+            self._on_wedged()
 
         task.add_done_callback(ended)
+        self._on_wedged()
 
     # --- endings ------------------------------------------------------------------------------------------------------
 
@@ -194,27 +206,34 @@ class Spine:
         self._leases.drop(claimed)
 
     async def persist(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Repeat a statement until the database has answered it. Nothing is claimed while an ending waits for that."""
-        waiting = False
+        """Repeat an ending's statement until the database has answered it. Nothing is claimed while one waits."""
+        ending = object()
+
+        def waits() -> None:
+            self._unwritten.add(ending)
+            self.all_written.clear()
+
         try:
-            while True:
-                await self._link.wait_up()
-                try:
-                    return await attempt()
-                except Exception as error:
-                    if not waiting:
-                        waiting = True
-                        self._unwritten += 1
-                        self.all_written.clear()
-                    if not is_transient(error):
-                        _logger.exception("a statement of the queue failed; it is tried again")
-                        await asyncio.sleep(REFUSED_PAUSE)
-                    self._link.failed(error)
+            return await self.insist(attempt, on_trouble=waits)
         finally:
-            if waiting:
-                self._unwritten -= 1
-                if not self._unwritten:
-                    self.all_written.set()
+            self._unwritten.discard(ending)
+            if not self._unwritten:
+                self.all_written.set()
+
+    async def insist(self, attempt: Callable[[], Awaitable[T]], *, on_trouble: Callable[[], None] = _nothing) -> T:
+        """Repeat a statement until the database has answered it."""
+        while True:
+            if not self._link.is_up:
+                on_trouble()
+            await self._link.wait_up()
+            try:
+                return await attempt()
+            except Exception as error:
+                on_trouble()
+                if not is_transient(error):
+                    _logger.exception("a statement of the queue failed; it is tried again")
+                    await asyncio.sleep(REFUSED_PAUSE)
+                self._link.failed(error)
 
     def _report(self, claimed: Claimed, outcome: Outcome, seconds: float, run: Run | None) -> None:
         job = claimed.job

@@ -301,11 +301,12 @@ def close() -> Executable:
 
 @cache
 def put_back() -> Executable:
-    """Give jobs back to the queue. Parameters: `batch` of `id, claim_no, failed, forgiven, delay, error`, `worker`.
+    """Give jobs back to the queue. Parameters: `batch` of `id, claim_no, failed, lapsed, forgiven, delay, error`,
+    `worker`.
 
-    Without `delay` the due time stays. `forgiven` forgets lapsed leases.
+    Without `delay` the due time stays. `failed` and `lapsed` are counted, `forgiven` forgets lapsed leases.
     """
-    batch = _held_batch(failed=Integer(), forgiven=Boolean(), delay=Float(53), error=JSON_TYPE)
+    batch = _held_batch(failed=Integer(), lapsed=Integer(), forgiven=Boolean(), delay=Float(53), error=JSON_TYPE)
     due = case((batch.delay.is_(None), JOB.scheduled_at), else_=time_from_now(batch.delay))
     return (
         update(JOBS)
@@ -315,7 +316,7 @@ def put_back() -> Executable:
             lease_until=never(),
             scheduled_at=due,
             retry_count=JOB.retry_count + batch.failed,
-            lost=case((batch.forgiven, 0), else_=JOB.lost),
+            lost=case((batch.forgiven, 0), else_=JOB.lost + batch.lapsed),
             errors=with_error(JOB.errors, batch.error),
             updated_at=clock_time(),
         )

@@ -345,11 +345,13 @@ def _ending_row(claimed: Claimed, outcome: Outcome) -> dict[str, Any]:
         case Verdict.cancelled:
             row |= {"status": CANCELLED, "failed": 0}
         case Verdict.retried:
-            row |= {"failed": 1, "forgiven": False, "delay": outcome.delay}
+            row |= {"failed": 1, "lapsed": 0, "forgiven": False, "delay": outcome.delay}
         case Verdict.snoozed:
-            row |= {"failed": 0, "forgiven": True, "delay": outcome.delay}
+            row |= {"failed": 0, "lapsed": 0, "forgiven": True, "delay": outcome.delay}
+        case Verdict.released if outcome.error is not None:
+            row |= {"failed": 0, "lapsed": 1, "forgiven": False, "delay": outcome.delay}
         case Verdict.released:
-            row |= {"failed": 0, "forgiven": False}
+            row |= {"failed": 0, "lapsed": 0, "forgiven": False}
     return row
 
 

@@ -11,6 +11,19 @@ _STATES = {"25006", "40001", "40P01", "55P03", "57014", "3D000"}
 """Read-only server, serialization, deadlock, lock timeout, statement timeout, database missing (a failover)."""
 
 
+_SQLITE_CODES = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_INTERRUPT,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_PROTOCOL,
+    sqlite3.SQLITE_READONLY,
+}
+
+
 def sqlstate(error: BaseException) -> str | None:
     """The SQLSTATE of a database error, as far as the driver tells it."""
     cause = getattr(error, "orig", error)
@@ -35,7 +48,8 @@ def is_transient(error: BaseException) -> bool:
         state = sqlstate(error)
         if state is not None:
             return state.startswith(_CLASSES) or state in _STATES
-        return isinstance(error.orig, sqlite3.OperationalError)
+        code = getattr(error.orig, "sqlite_errorcode", None)
+        return code is not None and code & 0xFF in _SQLITE_CODES  # the low byte of an extended code
     return isinstance(error, InvalidRequestError) and "invalid transaction" in str(error)
 
 

@@ -14,9 +14,9 @@ from sqlalchemy import Connection, Executable, Result, Row, delete, insert, upda
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from queue_kit import _statements
+from queue_kit._database import Database, check_database, own_commit
 from queue_kit._schedule import Schedule
 from queue_kit._statements import CRON, JOB
-from queue_kit.enqueue import Database, check_database
 from queue_kit.errors import InvalidCron, InvalidJob
 from queue_kit.job import Seconds, check_name, check_payload, check_priority, check_timeout
 from queue_kit.models import CRON_ENTRIES, JOBS
@@ -72,7 +72,8 @@ async def register_cron_jobs(db: Database, jobs: Sequence[CronJob]) -> CronPlan:
 
     Serialised between processes, and never waiting for a running job. A changed expression takes effect at once; an
     overdue occurrence stays due. With an `AsyncSession` or `AsyncConnection` it happens when the caller commits.
-    Raises `InvalidCron` for a duplicate name, before anything is changed.
+    Raises `InvalidCron` for a duplicate name, before anything is changed, and `AmbiguousCommit` when an engine's
+    connection breaks at COMMIT; registering again is then right.
 
     >>> async def on_startup(engine):
     ...     plan = await register_cron_jobs(engine, [CronJob("report.daily", "0 6 * * *")])
@@ -86,10 +87,14 @@ async def register_cron_jobs(db: Database, jobs: Sequence[CronJob]) -> CronPlan:
         if job.name in wanted:
             raise InvalidCron("is listed twice; give each entry its own name", name=job.name, expression=job.expression)
         wanted[job.name] = job
-    if isinstance(db, AsyncEngine):
-        async with db.begin() as connection:
-            return await _register(connection, wanted)
-    return await _register(db, wanted)
+    if not isinstance(db, AsyncEngine):
+        return await _register(db, wanted)
+    async with db.connect() as connection:
+        transaction = await connection.begin()
+        plan = await _register(connection, wanted)
+        with own_commit("the cron definitions"):
+            await transaction.commit()
+    return plan
 
 
 async def _register(db: AsyncSession | AsyncConnection, wanted: Mapping[str, CronJob]) -> CronPlan:

@@ -4,18 +4,16 @@ places the job, so every way in (these functions, the ORM, plain SQL) ends the s
 
 from collections.abc import Collection, Sequence
 from datetime import datetime
-from typing import Any, TypeAlias, overload
+from typing import Any, overload
 
 from sqlalchemy import Executable
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
 from queue_kit import _statements, hooks
-from queue_kit.errors import AmbiguousCommit, InvalidJob
+from queue_kit._database import Database, check_database, own_commit
+from queue_kit.errors import InvalidJob
 from queue_kit.job import DEFAULT_PRIORITY, NewJob, Seconds
-
-Database: TypeAlias = AsyncSession | AsyncConnection | AsyncEngine
 
 HELD_JOB = "queue_kit.held_job"
 """Where a handler's session keeps, in its `info`, the unique key of the job it runs and the parameters of its fence."""
@@ -110,14 +108,8 @@ async def _add_committed(engine: AsyncEngine, jobs: Sequence[NewJob[Any]], state
     async with engine.connect() as connection:
         transaction = await connection.begin()
         ids = await _add(connection, jobs, statement)
-        try:
+        with own_commit(f"{len(jobs)} job(s)"):
             await transaction.commit()
-        except (DBAPIError, OSError) as error:
-            if isinstance(error, OSError) or error.connection_invalidated:
-                raise AmbiguousCommit(
-                    f"the connection broke while {len(jobs)} job(s) were committed; they may or may not be stored"
-                ) from error
-            raise
     return ids
 
 
@@ -132,12 +124,6 @@ def insert_jobs(jobs: Sequence[NewJob[Any]]) -> Executable:
     if not jobs:
         raise ValueError("insert_jobs needs at least one job")
     return _insert(jobs)
-
-
-def check_database(db: object) -> None:
-    """Refuse anything that is not one of the three ways to reach a database."""
-    if not isinstance(db, AsyncSession | AsyncConnection | AsyncEngine):
-        raise TypeError(f"db must be an AsyncSession, AsyncConnection or AsyncEngine, not {type(db).__name__}")
 
 
 def hand_over_key(session: Session, keys: Collection[str | None]) -> None:

@@ -23,6 +23,8 @@ parses a message.
 
 from datetime import timedelta
 
+_LONGEST_SNOOZE = timedelta(days=36_500).total_seconds()
+
 
 class QueueKitError(Exception):
     """The root: catches everything that this library raises."""
@@ -132,9 +134,9 @@ class Snooze(HandlerVerdict):
     """
 
     def __init__(self, seconds: float | timedelta) -> None:
-        self.seconds = seconds.total_seconds() if isinstance(seconds, timedelta) else float(seconds)
-        if not 0 <= self.seconds < float("inf"):
-            raise ValueError(f"Snooze takes a finite number of seconds, at least 0, not {seconds!r}")
+        self.seconds: float = seconds.total_seconds() if isinstance(seconds, timedelta) else float(seconds)
+        if not 0 <= self.seconds <= _LONGEST_SNOOZE:
+            raise ValueError(f"Snooze takes seconds from 0 to {_LONGEST_SNOOZE:g} (a hundred years), not {seconds!r}")
         super().__init__(f"run again in {self.seconds:g} s")
 
 

@@ -110,8 +110,8 @@ class Event:
         log: "logging.LoggerAdapter[logging.Logger] | None" = None,
         parent: "Event | None" = None,
     ) -> None:
-        self.signal = signal if signal is not None else AbortToken()
-        self.log = log if log is not None else _JobLogger(_logger, {})
+        self.signal: AbortToken = signal if signal is not None else AbortToken()
+        self.log: logging.LoggerAdapter[logging.Logger] = log if log is not None else _JobLogger(_logger, {})
         self._parent = parent
         self._root_started: float = parent._root_started if parent is not None else time.monotonic()
         self._span: Span | None = None

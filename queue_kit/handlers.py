@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, TypeVar, overload
 
+from queue_kit._database import Database
 from queue_kit._handler import Handler, HandlerFunction
-from queue_kit.enqueue import Database, add_jobs
+from queue_kit.enqueue import add_jobs
 from queue_kit.errors import ConfigurationError, InvalidJob
 from queue_kit.job import DEFAULT_PRIORITY, NewJob, Seconds, check_name
 from queue_kit.retry import RetryDelay
@@ -28,7 +29,7 @@ class NamedHandler(Handler[T]):
         super().__init__(function, timeout=timeout, max_retry_count=max_retry_count, retry_delay=retry_delay)
         self.name = name
         self.__doc__ = function.__doc__
-        self.__name__ = getattr(function, "__name__", name)
+        self.__name__: str = getattr(function, "__name__", name)
         self.__wrapped__ = function
 
     def new(

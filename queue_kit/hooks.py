@@ -4,14 +4,16 @@ raises is logged and swallowed, so watching never harms a job.
 `QueueWorker(hooks=...)` is heard for one worker; `install_hooks` for the whole process, also by enqueue.
 """
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from queue_kit.errors import InvalidJob
 from queue_kit.event import Span
-from queue_kit.job import Job, NewJob, Outcome
+from queue_kit.job import Job, NewJob, Outcome, check_payload
 
 _logger = logging.getLogger("queue_kit.hooks")
 
@@ -56,7 +58,8 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """A worker changed its state: `started`, `stopping`, `stopped`, `database_down`, `database_up`, `unhealthy`."""
+    """A worker changed its state: `started`, `stopping`, `stopped`, `database_down`, `database_up`, `unhealthy` (its
+    slots are used up by handlers that refuse to end), `healthy` (no more)."""
 
     worker_id: UUID
     state: str
@@ -89,7 +92,10 @@ def trace_context_for(job: NewJob[Any]) -> Mapping[str, Any] | None:
     for entry in tuple(_installed):
         answer = _call(entry.hook, "on_enqueue", job)
         if isinstance(answer, Mapping):
-            context.update(answer)
+            try:
+                context.update(check_payload(dict(answer)))
+            except InvalidJob:
+                _logger.exception("hook %s.on_enqueue gave what cannot be stored", type(entry.hook).__name__)
     return context or None
 
 
@@ -128,6 +134,7 @@ def _call(hook: object, method: str, record: object) -> object:
     try:
         listener = getattr(hook, method, None)
         return None if listener is None else listener(record)
-    except Exception:
+    except (Exception, asyncio.CancelledError, SystemExit):
+        # Nothing is awaited here, so a cancellation is the hook's own: of a future whose result it asked for.
         _logger.exception("hook %s.%s failed", type(hook).__name__, method)
         return None

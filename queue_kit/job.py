@@ -11,11 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias
+
+from typing_extensions import TypeVar
 
 from queue_kit.errors import InvalidJob
 
-T_co = TypeVar("T_co", covariant=True)
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True, default=dict[str, Any])
 
 Seconds: TypeAlias = float | timedelta
 
@@ -47,7 +50,7 @@ class JobState(StrEnum):
 
 
 class Verdict(StrEnum):
-    """How a run ended. `retried` and `failed` were failures; `released` and `lost` count nothing."""
+    """How a run ended. `retried` and `failed` were failures; `released` and `lost` were not the handler's fault."""
 
     completed = "completed"
     retried = "retried"
@@ -84,6 +87,10 @@ class Job(Generic[T_co]):
         return self.retry_count + 1
 
 
+def _no_data() -> Any:
+    return {}
+
+
 @dataclass(frozen=True, slots=True)
 class NewJob(Generic[T_co]):
     """A job that is not inserted yet, for `add_jobs` and `insert_jobs`.
@@ -99,7 +106,7 @@ class NewJob(Generic[T_co]):
     """
 
     name: str
-    data: T_co = field(default_factory=dict)  # type: ignore[assignment]
+    data: T_co = field(default_factory=_no_data)
     priority: int = DEFAULT_PRIORITY
     scheduled_at: datetime | None = None
     delay: Seconds | None = None
@@ -144,7 +151,10 @@ class Claimed:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run leaves behind; settling writes it. `delay` is seconds until the next try, `error` the record kept."""
+    """What a run leaves behind; settling writes it. `delay` is seconds until the next try, `error` the record kept.
+
+    A `released` run with an error is one that the database's connection broke off: it counts as a lapsed lease.
+    """
 
     verdict: Verdict
     delay: float = 0.0
@@ -237,7 +247,7 @@ def _as_seconds(value: object, field: str) -> float:
         raise InvalidJob(field, "is too large") from None
 
 
-def check_payload(data: object) -> object:
+def check_payload(data: T) -> T:
     """A payload: JSON of at most 1 MiB and 100 levels, without NUL, NaN, infinities or lone surrogates."""
     _check_json(data, "$", 0)
     try:

@@ -16,6 +16,7 @@ from sqlalchemy import (
     Column,
     Connection,
     Inspector,
+    MetaData,
     PrimaryKeyConstraint,
     String,
     Table,
@@ -53,7 +54,7 @@ class AlembicOp(Protocol):
     def get_context(self) -> MigrationContext: ...  # noqa: D102 - Alembic's
 
 
-metadata = Base.metadata
+metadata: MetaData = Base.metadata
 """The queue's tables and its version table. In your `target_metadata` it makes autogenerate leave them alone."""
 
 _version_table = Table(
@@ -68,7 +69,8 @@ _version_table = Table(
 def _see_identity(inspector: Inspector, table: Table, column: ReflectedColumn) -> None:
     # SQLite's AUTOINCREMENT stands for the identity, which autogenerate would otherwise miss at every run.
     if table.name == "queue_kit_job" and column["name"] == "id" and inspector.dialect.name == "sqlite":
-        column.setdefault("identity", {"always": False})  # type: ignore[typeddict-item]
+        identity: Any = {"always": False}
+        column.setdefault("identity", identity)
 
 
 def script_location() -> Path:

@@ -3,7 +3,7 @@ describe it. `session.add(JobRow(name="email.send", data={...}))` is a complete 
 """
 
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
 from sqlalchemy import (
@@ -48,7 +48,7 @@ def _where(condition: str) -> dict[str, Any]:
 class Base(DeclarativeBase):
     """The base of queue_kit's own tables."""
 
-    metadata = MetaData(
+    metadata: ClassVar[MetaData] = MetaData(
         naming_convention={"ck": "%(table_name)s_%(constraint_name)s", "pk": "%(table_name)s_pkey"},
     )
 
@@ -57,7 +57,7 @@ class JobRow(Base):
     """A job. Checked like `NewJob` when its attributes are set; the database places it (`scheduled` or `ready`)."""
 
     __tablename__ = "queue_kit_job"
-    __mapper_args__ = {"eager_defaults": True}  # noqa: RUF012
+    __mapper_args__: Any = {"eager_defaults": True}  # noqa: RUF012 - SQLAlchemy's
 
     id: Mapped[int] = mapped_column(BIGINT, Identity(always=False), primary_key=True)
     scheduled_at: Mapped[datetime] = mapped_column(UtcDateTime, server_default=clock_time())
@@ -81,7 +81,7 @@ class JobRow(Base):
     errors: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON_TYPE)
     trace_context: Mapped[dict[str, Any] | None] = mapped_column(JSON_TYPE)
 
-    __table_args__ = (
+    __table_args__: Any = (
         Index("queue_kit_job_ready", "priority", "scheduled_at", "id", **_where("status = 1")),
         Index("queue_kit_job_scheduled", "scheduled_at", **_where("status = 0")),
         Index("queue_kit_job_failed", "updated_at", **_where("status = 3")),

@@ -10,39 +10,53 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from queue_kit import _statements
+from queue_kit._database import Database, check_database, own_commit
 from queue_kit._wakeup import CANCEL_CHANNEL, JOB_CHANNEL
-from queue_kit.enqueue import Database, check_database
 from queue_kit.errors import JobConflict, JobNotFound
 from queue_kit.job import JobState
 from queue_kit.models import READY, JobRow
 
 MAX_PAGE = 1_000
+MAX_ID = 2**63 - 1
 
 
 @asynccontextmanager
 async def _session(db: Database) -> AsyncIterator[AsyncSession]:
-    check_database(db)
     if isinstance(db, AsyncSession):
         yield db
     elif isinstance(db, AsyncConnection):
+        if not db.in_transaction():
+            await db.begin()  # the caller's, as with any statement of theirs: they end it
         async with AsyncSession(db, expire_on_commit=False, join_transaction_mode="create_savepoint") as session:
             yield session
             await session.commit()
     else:
         async with AsyncSession(db, expire_on_commit=False) as session:
             yield session
-            await session.commit()
+            with own_commit("the change"):
+                await session.commit()
+
+
+def _check_id(job_id: object, argument: str = "job_id") -> bool:
+    """Whether this can be the id of a job at all; a `TypeError` for what is no integer."""
+    if not isinstance(job_id, int) or isinstance(job_id, bool):
+        raise TypeError(f"{argument} must be an integer, not {type(job_id).__name__}")
+    return 0 < job_id <= MAX_ID
 
 
 async def cancel_job(db: Database, job_id: int) -> JobState:
     """Cancel a job that waits, at once; ask a running one to end.
 
     Returns `cancelled`, `running` when the run has been asked (its token aborts with `Cancelled`; a handler that
-    completes first stays completed), or the final state when it was complete already. Raises `JobNotFound`.
+    completes first stays completed), or the final state when it was complete already. Raises `JobNotFound`, `TypeError`
+    for an id that is no integer, and `AmbiguousCommit` when an engine's connection breaks at COMMIT.
 
     >>> async def withdraw(session, job_id):
     ...     return await cancel_job(session, job_id)
     """
+    check_database(db)
+    if not _check_id(job_id):
+        raise JobNotFound(job_id)
     async with _session(db) as session:
         status = (await session.execute(_statements.cancel(), {"job_id": job_id})).scalar_one_or_none()
         if status is None:
@@ -60,11 +74,15 @@ async def retry_job(db: Database, job_id: int) -> None:
     """Queue a failed or cancelled job again: due now, with all its tries; its errors are kept.
 
     Raises `JobNotFound`, and `JobConflict` for a job in any other state, or when a live job holds its unique key
-    (then with that job's id). A cron occurrence whose successor waits already runs again as an ordinary job.
+    (then with that job's id); else as `cancel_job`. A cron occurrence whose successor waits already runs again as an
+    ordinary job.
 
     >>> async def again(engine, job_id):
     ...     await retry_job(engine, job_id)
     """
+    check_database(db)
+    if not _check_id(job_id):
+        raise JobNotFound(job_id)
     async with _session(db) as session:
         try:
             async with session.begin_nested():  # a key taken a moment ago must not spoil the caller's transaction
@@ -92,12 +110,15 @@ async def _notify(session: AsyncSession, channel: str) -> None:
 
 
 async def get_job(db: Database, job_id: int) -> JobRow | None:
-    """The job's row as it is now; `None` when there is none.
+    """The job's row as it is now; `None` when there is none. Raises `TypeError` for an id that is no integer.
 
     >>> async def state_of(engine, job_id):
     ...     job = await get_job(engine, job_id)
     ...     return job and job.state
     """
+    check_database(db)
+    if not _check_id(job_id):
+        return None
     async with _session(db) as session:
         return await _get(session, job_id)
 
@@ -116,20 +137,25 @@ async def list_jobs(
 ) -> list[JobRow]:
     """Jobs, newest id first, at most `limit` (1 to 1,000); `after` is the last id of the page before.
 
-    Raises `ValueError` for a limit out of bounds.
+    Raises `ValueError` for a limit out of bounds and a state that there is not, `TypeError` for a name that is no text
+    and an id that is no integer.
 
     >>> async def failures(engine):
     ...     return await list_jobs(engine, state=JobState.failed, limit=20)
     """
-    if not isinstance(limit, int) or not 1 <= limit <= MAX_PAGE:
+    check_database(db)
+    if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= MAX_PAGE:
         raise ValueError(f"limit is from 1 to {MAX_PAGE}, not {limit!r}")
     query = select(JobRow).order_by(JobRow.id.desc()).limit(limit)
     if state is not None:
         query = query.where(JobRow.state == JobState(state).value)
     if name is not None:
+        if not isinstance(name, str):
+            raise TypeError(f"name must be text, not {type(name).__name__}")
         query = query.where(JobRow.name == name)
     if after is not None:
-        query = query.where(JobRow.id < after)
+        _check_id(after, "after")
+        query = query.where(JobRow.id < min(max(after, 0), MAX_ID))
     async with _session(db) as session:
         return list((await session.scalars(query, execution_options={"populate_existing": True})).all())
 
@@ -159,6 +185,7 @@ async def queue_insights(db: Database) -> Insights:
     >>> async def backlog(engine):
     ...     return (await queue_insights(engine)).pending
     """
+    check_database(db)
     async with _session(db) as session:
         rows = (await session.execute(_statements.counts())).all()
         alive = {name for names in await session.scalars(_statements.names_alive()) for name in names}

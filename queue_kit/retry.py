@@ -34,7 +34,7 @@ def exponential(base: float = 1.0, cap: float = 3600.0, jitter: float = 0.5) -> 
     return delay
 
 
-def check_retry_delay(delay: object) -> RetryDelay:
+def check_retry_delay(delay: RetryDelay) -> RetryDelay:
     """`delay` itself when it can serve as a retry delay; else a `ConfigurationError`."""
     if callable(delay):
         return delay

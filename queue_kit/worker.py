@@ -1,17 +1,14 @@
-"""The worker: a task group of N pullers, and beside them the claim, the lease keeper, the pulse and the listener.
+"""The worker, as an application sees it: what it takes, and when it starts and stops.
 
 It lives inside somebody's application: once started it raises nothing into it, leaves it a connection, and never ends
-its process. Only `run()`, for a process of its own, handles signals and may leave.
+its process. Only `run()`, for a process of its own, handles signals and may leave. Its tasks are in `_crew.py`.
 """
 
 import asyncio
 import logging
 import math
 import os
-import signal
-import sys
-import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
@@ -20,22 +17,17 @@ from uuid import UUID, uuid4
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from queue_kit import _sqlite, migrate
-from queue_kit._claims import Claims
+from queue_kit._crew import Crew
 from queue_kit._gate import gate_for
 from queue_kit._handler import Handler, HandlerFunction, check_limits
-from queue_kit._intake import Intake
-from queue_kit._leases import Leases
-from queue_kit._link import Link
-from queue_kit._pulse import Pulse
 from queue_kit._run import Limits
 from queue_kit._session import Sessions
-from queue_kit._spine import Spine
+from queue_kit._standalone import run_until_signal
 from queue_kit._store import Store
-from queue_kit._wakeup import Listener, on_commit
-from queue_kit.errors import ConfigurationError, ShuttingDown
+from queue_kit.errors import ConfigurationError
 from queue_kit.handlers import Handlers, as_handlers
-from queue_kit.hooks import Observers, WorkerState
-from queue_kit.job import Outcome, Seconds, Verdict
+from queue_kit.hooks import Observers
+from queue_kit.job import Seconds, Verdict
 from queue_kit.retry import RetryDelay, check_retry_delay, exponential
 
 _logger = logging.getLogger("queue_kit.worker")
@@ -103,7 +95,7 @@ class QueueWorker:
         self._poll_interval = _positive(poll_interval, "poll_interval")
         self._lease = _positive(lease, "lease")
         self._grace = _positive(grace, "grace", zero=True)
-        timeout, tries = check_limits(handler_timeout, max_retry_count)
+        timeout, tries = check_limits(handler_timeout, max_retry_count, argument="handler_timeout")
         self._limits = Limits(
             timeout=math.inf if timeout is None else timeout,
             max_retry_count=1 if tries is None else tries,
@@ -112,6 +104,12 @@ class QueueWorker:
         )
         if not isinstance(listen, bool | AsyncEngine):
             raise ConfigurationError(f"listen is True, False or an AsyncEngine, not {type(listen).__name__}")
+        if session_factory is not None and not callable(session_factory):
+            raise ConfigurationError(
+                f"session_factory is a function that returns an AsyncSession, not {type(session_factory).__name__}"
+            )
+        if not isinstance(hooks, Sequence):
+            raise ConfigurationError(f"hooks is a list of observers, not {type(hooks).__name__}")
         if session_isolation is not None and session_isolation not in ISOLATION_LEVELS:
             raise ConfigurationError(f"session_isolation is one of {', '.join(ISOLATION_LEVELS)}")
         self._ordered = not unsafe_ignore_sorting
@@ -121,8 +119,9 @@ class QueueWorker:
         self._session_factory = session_factory
         self._session_isolation = session_isolation
         self._observers = Observers(hooks)
-        self._crew: _Crew | None = None
+        self._crew: Crew | None = None
         self._starting = asyncio.Lock()
+        self._ending: asyncio.Task[bool] | None = None
 
     @property
     def id(self) -> UUID | None:
@@ -149,13 +148,15 @@ class QueueWorker:
         """Start nothing more, let running jobs finish for `grace` (default: the worker's), then abort and cancel them
         and give the rest back. Returns by `grace + cancel_grace` whatever the handlers do; a second call is harmless.
         """
-        seconds = self._grace if grace is None else _positive(grace, "grace", zero=True)
+        await self._stop(self._grace if grace is None else _positive(grace, "grace", zero=True))
+
+    async def _stop(self, grace: float) -> bool:
         async with self._starting:
             crew, self._crew = self._crew, None
             if crew is not None:
                 # A task of its own: a caller that is cancelled must not leave the worker half stopped.
-                self._ending = asyncio.create_task(crew.end(seconds), name="queue_kit: stop")
-                await asyncio.shield(self._ending)
+                self._ending = asyncio.create_task(crew.end(grace), name="queue_kit: stop")
+            return self._ending is None or await asyncio.shield(self._ending)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -189,49 +190,13 @@ class QueueWorker:
         A second signal leaves at once with status 128 + its number. When a handler still refuses to end after the
         stop, the process is left with status 1, since nothing else would end it.
         """
-        asked = asyncio.Event()
-        loop = asyncio.get_running_loop()
+        await run_until_signal(
+            self.start,
+            lambda: self._stop(self._grace),
+            stop_seconds=self._grace + self._limits.cancel_grace,
+        )
 
-        def received(number: int) -> None:
-            if asked.is_set():
-                _logger.error("a second signal: leaving at once")
-                _leave(128 + number)
-            asked.set()
-
-        signals = (signal.SIGINT, signal.SIGTERM)
-        try:
-            for number in signals:
-                loop.add_signal_handler(number, received, number)
-        except (NotImplementedError, RuntimeError, ValueError) as error:
-            raise ConfigurationError(
-                f"run() handles signals, which works in the main thread on POSIX only ({error}); use start() and stop()"
-            ) from error
-        wedged = False
-        try:
-            starting = asyncio.create_task(self.start(), name="queue_kit: start")
-            asking = asyncio.create_task(asked.wait(), name="queue_kit: wait for a signal")
-            try:
-                await asyncio.wait({starting, asking}, return_when=asyncio.FIRST_COMPLETED)
-                if starting.done():
-                    await starting
-                    await asking
-                else:
-                    starting.cancel()
-                    with suppress(asyncio.CancelledError):
-                        await starting
-            finally:
-                asking.cancel()
-            crew = self._crew
-            await self.stop()
-            wedged = crew is not None and bool(crew.spine.wedged)
-        finally:
-            for number in signals:
-                loop.remove_signal_handler(number)
-        if wedged:
-            _logger.error("a handler refuses to end: leaving without it")
-            _leave(1)
-
-    async def _assemble(self) -> "_Crew":
+    async def _assemble(self) -> "Crew":
         reading = self._engine.execution_options(queue_kit_readonly=True)
         async with reading.connect() as connection:
             await migrate.check_schema(connection)
@@ -266,7 +231,7 @@ class QueueWorker:
                 await store.depart()
             await store.dispose()
             raise
-        return _Crew(
+        return Crew(
             store,
             sessions,
             self._handlers,
@@ -278,184 +243,6 @@ class QueueWorker:
             listen=self._listen,
             gate=gate,
         )
-
-
-class _Crew:
-    """Everything that lives from one start to its stop."""
-
-    def __init__(
-        self,
-        store: Store,
-        sessions: Sessions,
-        handlers: Mapping[str, Handler[Any]],
-        limits: Limits,
-        observers: Observers,
-        *,
-        engine: AsyncEngine,
-        parallel_count: int,
-        poll_interval: float,
-        listen: bool | AsyncEngine,
-        gate: asyncio.Semaphore,
-    ) -> None:
-        self.store = store
-        self._names = list(handlers)
-        self._observers = observers
-        self._engine = engine
-        self._listen = listen
-        self._cancel_grace = limits.cancel_grace
-        self._parallel_count = parallel_count
-        self._link = Link(on_change=self._announce, on_trouble=self._probe)
-        # While one of our handlers holds SQLite's write lock nobody can claim its jobs, so no lease lapses meanwhile.
-        self._leases = Leases(store, protected=lambda: store.embedded and gate.locked())
-        self.spine = Spine(
-            handlers,
-            limits,
-            store=store,
-            leases=self._leases,
-            link=self._link,
-            sessions=sessions,
-            observers=observers,
-            on_settled=self._settled,
-        )
-        self._intake = Intake(
-            store, self._leases, self.spine, parallel_count=parallel_count, stopping=lambda: self._claims.closed
-        )
-        self._claims = Claims(self._intake.fetch, self.spine.give_back)
-        self._pulse = Pulse(store, self._link, poll_interval=poll_interval, wake=self._claims.wake)
-        self._renew_now = asyncio.Event()
-        self._pullers: set[asyncio.Task[None]] = set()
-        self._services: set[asyncio.Task[None]] = set()
-        self._main: asyncio.Task[None] | None = None
-        self._unsubscribe: Callable[[], None] | None = None
-
-    @property
-    def healthy(self) -> bool:
-        """Whether it can claim and run."""
-        return self._link.is_up and len(self.spine.wedged) <= self._parallel_count
-
-    # --- from start to stop -------------------------------------------------------------------------------------------
-
-    def begin(self) -> None:
-        """Start all tasks."""
-        self._main = asyncio.create_task(self._serve(), name="queue_kit: worker")
-        self._announce("started")
-
-    async def _serve(self) -> None:
-        async with asyncio.TaskGroup() as group:
-            for number in range(self._parallel_count):
-                self._pullers.add(group.create_task(self._pull(), name=f"queue_kit: puller {number}"))
-            self._serving(group, self._claims.serve, "claim")
-            self._serving(group, self._leases.watch, "watch leases")
-            self._serving(group, self._keep_leases, "renew leases")
-            self._serving(group, self._pulse.serve, "pulse")
-            if self.store.embedded:
-                self._unsubscribe = on_commit(self._engine, self._heard)
-            elif self._listen is not False:
-                engine = self.store.engine if self._listen is True else self._listen
-                listener = Listener(engine, on_job=self._heard, on_cancel=self._renew_now.set)
-                self._serving(group, listener.serve, "listen")
-
-    def _serving(self, group: asyncio.TaskGroup, serve: Callable[[], Awaitable[None]], what: str) -> None:
-        async def guarded() -> None:
-            while True:
-                try:
-                    return await serve()
-                except Exception:
-                    # A defect of ours must not end the siblings: in a task group one failure cancels all.
-                    _logger.exception("the worker's task %r failed and is started again", what)
-                    await asyncio.sleep(1.0)
-
-        self._services.add(group.create_task(guarded(), name=f"queue_kit: {what}"))
-
-    async def drain(self) -> None:
-        """Work until nothing is due."""
-        self.begin()
-        moved = True
-        while moved:
-            await self._pulse.sweep()
-            await self._claims.run_dry(self._parallel_count)
-            moved = await self._pulse.sweep() == 0
-
-    async def end(self, grace: float) -> None:
-        """Stop, in `grace + cancel_grace` at the latest."""
-        if self._main is None:
-            await self._leave()
-            return
-        self._announce("stopping")
-        deadline = time.monotonic() + grace + self._cancel_grace
-        self._claims.close()
-        claiming = {task for task in self._services if task.get_name() == "queue_kit: claim"}
-        working = self._pullers | claiming
-        if working:
-            await asyncio.wait(working, timeout=grace)
-        for run in self._leases.runs():
-            run.abort(ShuttingDown("the worker stops"), grace=self._cancel_grace * 0.6)
-        if any(not task.done() for task in working):
-            await asyncio.wait(working, timeout=max(deadline - time.monotonic() - 0.1, 0.05))
-        self._main.cancel()
-        with suppress(TimeoutError, asyncio.CancelledError):
-            async with asyncio.timeout(max(deadline - time.monotonic(), 0.5)):
-                await asyncio.wait({self._main})
-                await self._leave()
-        self._announce("stopped")
-
-    async def _leave(self) -> None:
-        if self._unsubscribe is not None:
-            self._unsubscribe()
-        await self.spine.close()
-        if self._link.is_up:
-            with suppress(Exception):
-                await self.store.depart()
-        with suppress(Exception):
-            await self.store.dispose()
-
-    # --- the tasks ----------------------------------------------------------------------------------------------------
-
-    async def _pull(self) -> None:
-        while (claimed := await self._claims.next()) is not None:
-            try:
-                await self.spine.work(claimed)
-            except Exception:
-                _logger.exception("job %s was not settled; its lease will lapse", claimed.job.id)
-                self._leases.drop(claimed)
-
-    async def _keep_leases(self) -> None:
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._leases.renewal_pause()):
-                    await self._renew_now.wait()
-            self._renew_now.clear()
-            await self._link.wait_up()
-            try:
-                await self._leases.renew()
-                if not await self.store.seen(len(self._leases)):
-                    await self.store.greet(f"pid {os.getpid()}", self._names)
-            except Exception as error:  # noqa: BLE001 - no database error ends a worker
-                self._link.failed(error)
-
-    # --- what they tell each other ------------------------------------------------------------------------------------
-
-    def _heard(self) -> None:
-        self._claims.wake()
-        self._pulse.nudge()
-
-    def _probe(self) -> None:
-        self._pulse.nudge()
-
-    def _settled(self, outcome: Outcome) -> None:
-        if outcome.verdict in (Verdict.retried, Verdict.snoozed):
-            self._pulse.nudge(outcome.delay)
-        if self._intake.holds_back:
-            self._claims.wake()
-
-    def _announce(self, state: str) -> None:
-        self._observers.worker_state(WorkerState(self.store.worker_id, state))
-
-
-def _leave(status: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 def _check_engine(engine: object) -> None:
@@ -480,10 +267,10 @@ def _chosen(
     if included is not None and excluded is not None:
         raise ConfigurationError("give included_names or excluded_names, not both")
     for names, field in ((included, "included_names"), (excluded, "excluded_names")):
-        if isinstance(names, str):
-            raise ConfigurationError(f"{field} is a list of names, not one text: [{names!r}]")
+        if names is not None and (isinstance(names, str) or not isinstance(names, Collection)):
+            raise ConfigurationError(f"{field} is a list of names, not {names!r}")
     if included is not None:
-        unknown = sorted(set(included) - set(handlers))
+        unknown = [str(name) for name in included if name not in handlers]
         if unknown:
             raise ConfigurationError(f"included_names holds names without a handler: {', '.join(unknown)}")
         return {name: handlers[name] for name in included}

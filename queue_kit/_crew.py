@@ -1,0 +1,224 @@
+"""The tasks of a started worker: N pullers, and beside them the claim, the lease keeper, the pulse and the listener.
+
+One crew lives from a start to its stop. It raises nothing into the application that hosts it; no database error and no
+handler ends it.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from queue_kit._claims import Claims
+from queue_kit._handler import Handler
+from queue_kit._intake import Intake
+from queue_kit._leases import Leases
+from queue_kit._link import Link
+from queue_kit._pulse import Pulse
+from queue_kit._run import Limits
+from queue_kit._session import Sessions
+from queue_kit._spine import Spine
+from queue_kit._store import Store
+from queue_kit._wakeup import Listener, on_commit
+from queue_kit.errors import ShuttingDown
+from queue_kit.hooks import Observers, WorkerState
+from queue_kit.job import Outcome, Verdict
+
+_logger = logging.getLogger("queue_kit.worker")
+
+
+CLAIM = "queue_kit: claim"
+"""The name of the task that claims, which a stop waits for."""
+
+
+class Crew:
+    """Everything that lives from one start to its stop."""
+
+    def __init__(
+        self,
+        store: Store,
+        sessions: Sessions,
+        handlers: Mapping[str, Handler[Any]],
+        limits: Limits,
+        observers: Observers,
+        *,
+        engine: AsyncEngine,
+        parallel_count: int,
+        poll_interval: float,
+        listen: bool | AsyncEngine,
+        gate: asyncio.Semaphore,
+    ) -> None:
+        self.store = store
+        self._names = list(handlers)
+        self._observers = observers
+        self._engine = engine
+        self._listen = listen
+        self._cancel_grace = limits.cancel_grace
+        self._parallel_count = parallel_count
+        self._link = Link(on_change=self._announce, on_trouble=self._probe)
+        # While one of our handlers holds SQLite's write lock nobody can claim its jobs, so no lease lapses meanwhile.
+        self._leases = Leases(store, protected=lambda: store.embedded and gate.locked())
+        self.spine = Spine(
+            handlers,
+            limits,
+            store=store,
+            leases=self._leases,
+            link=self._link,
+            sessions=sessions,
+            observers=observers,
+            on_settled=self._settled,
+            on_wedged=self._count_wedged,
+        )
+        self._intake = Intake(
+            store, self._leases, self.spine, parallel_count=parallel_count, stopping=lambda: self._claims.closed
+        )
+        self._claims = Claims(self._intake.fetch, self.spine.give_back)
+        self._pulse = Pulse(store, self._link, poll_interval=poll_interval, wake=self._claims.wake)
+        self._renew_now = asyncio.Event()
+        self._pullers: set[asyncio.Task[None]] = set()
+        self._services: set[asyncio.Task[None]] = set()
+        self._main: asyncio.Task[None] | None = None
+        self._unsubscribe: Callable[[], None] | None = None
+        self._exhausted = False
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it can claim and run."""
+        return self._link.is_up and not self._exhausted
+
+    # --- from start to stop -------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Start all tasks."""
+        self._main = asyncio.create_task(self._serve(), name="queue_kit: worker")
+        self._announce("started")
+
+    async def _serve(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for number in range(self._parallel_count):
+                self._pullers.add(group.create_task(self._pull(), name=f"queue_kit: puller {number}"))
+            self._serving(group, self._claims.serve, CLAIM)
+            self._serving(group, self._leases.watch, "queue_kit: watch leases")
+            self._serving(group, self._keep_leases, "queue_kit: renew leases")
+            self._serving(group, self._pulse.serve, "queue_kit: pulse")
+            if self.store.embedded:
+                self._unsubscribe = on_commit(self._engine, self._heard)
+            elif self._listen is not False:
+                engine = self.store.engine if self._listen is True else self._listen
+                listener = Listener(engine, on_job=self._heard, on_cancel=self._renew_now.set)
+                self._serving(group, listener.serve, "queue_kit: listen")
+
+    def _serving(self, group: asyncio.TaskGroup, serve: Callable[[], Awaitable[None]], name: str) -> None:
+        async def guarded() -> None:
+            while True:
+                try:
+                    return await serve()
+                except Exception:
+                    # A defect of ours must not end the siblings: in a task group one failure cancels all.
+                    _logger.exception("the worker's task %r failed and is started again", name)
+                    await asyncio.sleep(1.0)
+
+        self._services.add(group.create_task(guarded(), name=name))
+
+    async def drain(self) -> None:
+        """Work until nothing is due."""
+        self.begin()
+        busy = True
+        while busy:
+            moved = await self._pulse.sweep() == 0
+            busy = await self._claims.run_dry(self._parallel_count) > 0 or moved
+
+    async def end(self, grace: float) -> bool:
+        """Stop, in `grace + cancel_grace` at the latest; returns whether every handler has ended."""
+        self._announce("stopping")
+        deadline = time.monotonic() + grace + self._cancel_grace
+        self._claims.close()
+        working = set(self._pullers)
+        if self._link.is_up:  # else the claim would wait for the database, with nothing to give back
+            working |= {task for task in self._services if task.get_name() == CLAIM}
+        if working:
+            await asyncio.wait(working, timeout=grace)
+        for run in self._leases.runs():
+            run.abort(ShuttingDown("the worker stops"), grace=self._cancel_grace * 0.6)
+        if any(not task.done() for task in working):
+            await asyncio.wait(working, timeout=max(deadline - time.monotonic() - 0.1, 0.05))
+        self._leaving = asyncio.create_task(self._leave(), name="queue_kit: leave")
+        await asyncio.wait({self._leaving}, timeout=max(deadline - time.monotonic(), 0.5))
+        self._announce("stopped")
+        return not self.spine.wedged
+
+    async def _leave(self) -> None:
+        if self._unsubscribe is not None:
+            self._unsubscribe()
+        if self._main is not None:
+            self._main.cancel()
+            await asyncio.wait({self._main})
+        if len(self._leases):
+            _logger.warning("%d jobs could not be given back; their leases will lapse", len(self._leases))
+        await self.spine.close()
+        if self._link.is_up:
+            with suppress(Exception):
+                await self.store.depart()
+        with suppress(Exception):
+            await self.store.dispose()
+
+    # --- the tasks ----------------------------------------------------------------------------------------------------
+
+    async def _pull(self) -> None:
+        while (claimed := await self._claims.next()) is not None:
+            try:
+                if self._claims.closed:
+                    await self.spine.give_back(claimed)
+                else:
+                    await self.spine.work(claimed)
+            except Exception:
+                _logger.exception("job %s was not settled; its lease will lapse", claimed.job.id)
+                self._leases.drop(claimed)
+
+    async def _keep_leases(self) -> None:
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._leases.renewal_pause()):
+                    await self._renew_now.wait()
+            self._renew_now.clear()
+            await self._link.wait_up()
+            try:
+                await self._leases.renew()
+                if not await self.store.seen(len(self._leases)):
+                    await self.store.greet(f"pid {os.getpid()}", self._names)
+            except Exception as error:  # noqa: BLE001 - no database error ends a worker
+                self._link.failed(error)
+
+    # --- what they tell each other ------------------------------------------------------------------------------------
+
+    def _heard(self) -> None:
+        self._claims.wake()
+        self._pulse.nudge()
+
+    def _count_wedged(self) -> None:
+        exhausted = len(self.spine.wedged) > self._parallel_count
+        if exhausted is self._exhausted:
+            return
+        self._exhausted = exhausted
+        if exhausted:
+            _logger.error("%d handlers refuse to end: nothing more is claimed", len(self.spine.wedged))
+        else:
+            self._claims.wake()
+        self._announce("unhealthy" if exhausted else "healthy")
+
+    def _probe(self) -> None:
+        self._pulse.nudge()
+
+    def _settled(self, outcome: Outcome) -> None:
+        if outcome.verdict in (Verdict.retried, Verdict.snoozed):
+            self._pulse.nudge(outcome.delay)
+        if self._intake.holds_back:
+            self._claims.wake()
+
+    def _announce(self, state: str) -> None:
+        self._observers.worker_state(WorkerState(self.store.worker_id, state))

@@ -1,0 +1,29 @@
+"""The three things that `db` may be, and what is common to reaching a database through each of them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeAlias
+
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+
+from queue_kit.errors import AmbiguousCommit
+
+Database: TypeAlias = AsyncSession | AsyncConnection | AsyncEngine
+
+
+def check_database(db: object) -> None:
+    """Refuse anything that is not one of the three."""
+    if not isinstance(db, AsyncSession | AsyncConnection | AsyncEngine):
+        raise TypeError(f"db must be an AsyncSession, AsyncConnection or AsyncEngine, not {type(db).__name__}")
+
+
+@contextmanager
+def own_commit(what: str) -> Iterator[None]:
+    """Around a COMMIT of our own: a connection that breaks there leaves it open whether `what` was stored."""
+    try:
+        yield
+    except (DBAPIError, OSError) as error:
+        if isinstance(error, OSError) or error.connection_invalidated:
+            raise AmbiguousCommit(f"the connection broke at COMMIT: {what} may or may not be stored") from error
+        raise

@@ -1,0 +1,301 @@
+"""What wakes an idle worker long before its next poll, and what the poll finds without being woken."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import insert, text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+
+from queue_kit import (
+    Discard,
+    JobRow,
+    JobState,
+    NewJob,
+    QueueWorker,
+    Snooze,
+    add_job,
+    add_jobs,
+    cancel_job,
+    insert_jobs,
+    register_cron_jobs,
+    retry_job,
+)
+from queue_kit.cron import CronJob
+from tests.database.clock import occurrence
+from tests.database.running import raw
+from tests.support import Recorder, count_jobs, row_of, until
+
+NEVER = {"poll_interval": 86_400.0}
+
+
+async def ready_to_wake(engine: AsyncEngine, hook: Recorder) -> None:
+    """The worker has looked, found nothing more and waits; on PostgreSQL it listens."""
+    await add_job(engine, "first")
+    await until(lambda: hook.settled)
+    if engine.name == "postgresql":
+        await until(lambda: listening(engine))
+
+
+async def listening(engine: AsyncEngine) -> bool:
+    # It listens to one channel after the other, this one last.
+    channel = "query ILIKE 'LISTEN%queue_kit_cancel%'"
+    return bool(await raw(engine, f"SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND {channel}"))
+
+
+async def nothing(event, session, job):
+    pass
+
+
+# --- every way to insert ----------------------------------------------------------------------------------------------
+
+
+async def by_add_job(engine: AsyncEngine) -> None:
+    await add_job(engine, "work")
+
+
+async def by_add_jobs_in_a_session(engine: AsyncEngine) -> None:
+    async with AsyncSession(engine) as session:
+        await add_jobs(session, [NewJob("work")])
+        await session.commit()
+
+
+async def by_insert_jobs_in_a_sync_session(engine: AsyncEngine) -> None:
+    async with AsyncSession(engine) as session:
+        await session.run_sync(lambda sync: sync.execute(insert_jobs([NewJob("work")])))
+        await session.commit()
+
+
+async def by_orm(engine: AsyncEngine) -> None:
+    async with AsyncSession(engine) as session:
+        session.add(JobRow(name="work"))
+        await session.commit()
+
+
+async def by_core(engine: AsyncEngine) -> None:
+    async with engine.begin() as connection:
+        await connection.execute(insert(JobRow.__table__).values(name="work"))
+
+
+async def by_plain_sql(engine: AsyncEngine) -> None:
+    await raw(engine, "INSERT INTO queue_kit_job (name) VALUES ('work')")
+
+
+WAYS = [by_add_job, by_add_jobs_in_a_session, by_insert_jobs_in_a_sync_session, by_orm, by_core, by_plain_sql]
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_every_insert_of_this_process_wakes(engine, way: Callable[[AsyncEngine], Awaitable[None]]):
+    hook = Recorder()
+    async with QueueWorker(engine, {"first": nothing, "work": nothing}, hooks=[hook], **NEVER):
+        await ready_to_wake(engine, hook)
+        await way(engine)
+        await until(lambda: len(hook.settled) == 2)
+    assert hook.settled[1].job.name == "work"
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_on_postgresql_every_insert_of_another_program_wakes(pg_engine, way):
+    other = create_async_engine(pg_engine.url)
+    hook = Recorder()
+    async with QueueWorker(pg_engine, {"first": nothing, "work": nothing}, hooks=[hook], **NEVER):
+        await ready_to_wake(pg_engine, hook)
+        await way(other)
+        await until(lambda: len(hook.settled) == 2)
+    await other.dispose()
+
+
+async def test_a_job_wakes_when_its_transaction_commits_and_not_before(engine):
+    hook = Recorder()
+    async with QueueWorker(engine, {"first": nothing, "work": nothing}, hooks=[hook], **NEVER):
+        await ready_to_wake(engine, hook)
+        async with AsyncSession(engine) as session:
+            job_id = await add_job(session, "work")
+            if engine.name == "postgresql":  # on SQLite this would wait for the session's own lock
+                await add_job(engine, "first")
+                await until(lambda: len(hook.settled) == 2)
+            assert all(record.job.id != job_id for record in hook.settled)
+            await session.commit()
+        await until(lambda: hook.settled[-1].job.id == job_id)
+
+
+async def test_a_handlers_own_new_job_wakes(engine):
+    async def parent(event, session, job):
+        await add_job(session, "child")
+
+    hook = Recorder()
+    async with QueueWorker(engine, {"first": parent, "child": nothing}, hooks=[hook], **NEVER):
+        await add_job(engine, "first")
+        await until(lambda: len(hook.settled) == 2)
+    assert [record.job.name for record in hook.settled] == ["first", "child"]
+
+
+# --- due times --------------------------------------------------------------------------------------------------------
+
+SOON = 0.4
+
+
+async def test_a_scheduled_job_runs_at_its_time_and_never_before(engine):
+    late = []
+
+    async def work(event, session, job):
+        (seconds,) = await raw_seconds_since(engine, job.id)
+        late.append(seconds)
+
+    hook = Recorder()
+    async with QueueWorker(engine, {"first": nothing, "work": work}, hooks=[hook], **NEVER):
+        await ready_to_wake(engine, hook)
+        await add_job(engine, "work", delay=3 * SOON)
+        await add_job(engine, "work", delay=SOON)
+        await add_job(engine, "work", scheduled_at=datetime.now(UTC) + timedelta(seconds=2 * SOON))
+        await until(lambda: len(hook.settled) == 4)
+    assert [record.job.id for record in hook.settled] == [1, 3, 4, 2]
+    assert all(seconds >= -0.002 for seconds in late)  # SQLite's clock counts whole milliseconds
+
+
+async def raw_seconds_since(engine: AsyncEngine, job_id: int) -> list[float]:
+    """How long ago a job was due, by the database's clock."""
+    from sqlalchemy import select
+
+    from queue_kit._dialect import seconds_until
+
+    async with engine.connect() as connection:
+        due = select(seconds_until(JobRow.__table__.c.scheduled_at)).where(JobRow.id == job_id)
+        return [-each for each in (await connection.execute(due)).scalars()]
+
+
+@pytest.mark.parametrize("how", ["retried", "snoozed"])
+async def test_a_job_that_goes_on_later_is_run_again_in_time(engine, how):
+    async def twice(event, session, job):
+        if len(hook.settled) == 0:
+            raise Snooze(SOON) if how == "snoozed" else ValueError("once")
+
+    hook = Recorder()
+    async with QueueWorker(engine, {"first": twice}, retry_delay=SOON, hooks=[hook], **NEVER):
+        await add_job(engine, "first")
+        await until(lambda: len(hook.settled) == 2)
+    assert hook.verdicts == [how, "completed"]
+
+
+async def test_a_worker_that_starts_knows_what_is_scheduled(engine):
+    await add_job(engine, "work", delay=SOON)
+    hook = Recorder()
+    async with QueueWorker(engine, {"work": nothing}, hooks=[hook], **NEVER):
+        await until(lambda: hook.settled)
+
+
+async def test_a_cron_tick_comes_in_time(engine):
+    await register_cron_jobs(engine, [CronJob("tick", "* * * * * *")])
+    first = (await occurrence(engine, "tick")).cron_tick
+    hook = Recorder()
+    async with QueueWorker(engine, {"tick": nothing}, hooks=[hook], **NEVER):
+        await until(lambda: len(hook.settled) >= 2)
+    assert [record.job.scheduled_at for record in hook.settled][0] == first
+    assert hook.settled[1].job.scheduled_at > first
+
+
+# --- operating --------------------------------------------------------------------------------------------------------
+
+
+async def test_retrying_a_job_wakes(engine):
+    async def once(event, session, job):
+        if not hook.settled:
+            raise Discard("not yet")
+
+    hook = Recorder()
+    async with QueueWorker(engine, {"first": once}, hooks=[hook], **NEVER):
+        await ready_to_wake(engine, hook)
+        await retry_job(engine, hook.settled[0].job.id)
+        await until(lambda: len(hook.settled) == 2)
+    assert hook.verdicts == ["failed", "completed"]
+
+
+async def test_cancelling_reaches_a_running_job_long_before_its_renewal(pg_engine):
+    aborted = asyncio.Event()
+
+    async def wait(event, session, job):
+        await event.signal.wait()
+        aborted.set()
+
+    hook = Recorder()
+    async with QueueWorker(pg_engine, {"first": nothing, "wait": wait}, lease=86_400, hooks=[hook], **NEVER):
+        await ready_to_wake(pg_engine, hook)
+        job_id = await add_job(pg_engine, "wait")
+        await until(lambda: len(hook.started) == 2)
+        loop = asyncio.get_running_loop()
+        asked = loop.time()
+        assert await cancel_job(pg_engine, job_id) is JobState.running
+        await aborted.wait()
+        assert loop.time() - asked < 5.0  # the next renewal is up to ten seconds away
+        await until(lambda: len(hook.settled) == 2)
+    assert hook.verdicts == ["completed", "cancelled"]
+
+
+# --- listen= ----------------------------------------------------------------------------------------------------------
+
+
+async def test_listening_can_go_through_another_engine(pg_engine):
+    direct = create_async_engine(pg_engine.url, connect_args={"server_settings": {"application_name": "direct"}})
+    hook = Recorder()
+    async with QueueWorker(pg_engine, {"first": nothing, "work": nothing}, listen=direct, hooks=[hook], **NEVER):
+        await ready_to_wake(pg_engine, hook)
+        listeners = await raw(
+            pg_engine,
+            "SELECT application_name FROM pg_stat_activity WHERE datname = current_database() AND query ILIKE 'LISTEN%'",
+        )
+        assert [row.application_name for row in listeners] == ["direct"]
+        await raw(pg_engine, "INSERT INTO queue_kit_job (name) VALUES ('work')")
+        await until(lambda: len(hook.settled) == 2)
+    await direct.dispose()
+
+
+async def test_without_listening_the_poll_finds_it_and_nobody_listens(pg_engine):
+    other = create_async_engine(pg_engine.url)
+    hook = Recorder()
+    async with QueueWorker(pg_engine, {"work": nothing}, listen=False, poll_interval=0.1, hooks=[hook]):
+        await until(lambda: worker_looked(pg_engine))
+        await add_job(other, "work")
+        await until(lambda: hook.settled)
+        assert not await listening(pg_engine)
+    await other.dispose()
+
+
+async def worker_looked(engine: AsyncEngine) -> bool:
+    return bool(await raw(engine, "SELECT 1 FROM queue_kit_worker"))
+
+
+async def test_the_poll_finds_what_another_program_writes_into_the_file(engine, sqlite_path):
+    from queue_kit import sqlite_engine
+
+    if engine.name != "sqlite":
+        pytest.skip("PostgreSQL tells its listeners")
+    other = sqlite_engine(sqlite_path)
+    hook = Recorder()
+    async with QueueWorker(engine, {"first": nothing, "work": nothing}, poll_interval=0.1, hooks=[hook]):
+        await ready_to_wake(engine, hook)
+        await add_job(other, "work")
+        await until(lambda: len(hook.settled) == 2)
+    await other.dispose()
+
+
+async def test_one_job_wakes_with_one_claim_however_many_pullers_wait(engine):
+    from sqlalchemy import Engine, event
+
+    claims = []
+
+    def sent(_connection, _cursor, statement, *_):
+        if "UPDATE queue_kit_job SET lease_until" in statement and "claim_no=(" in statement:
+            claims.append(statement)
+
+    hook = Recorder()
+    async with QueueWorker(engine, {"first": nothing, "work": nothing}, parallel_count=20, hooks=[hook], **NEVER):
+        await ready_to_wake(engine, hook)
+        event.listen(Engine, "before_cursor_execute", sent)
+        try:
+            await add_job(engine, "work")
+            await until(lambda: len(hook.settled) == 2)
+        finally:
+            event.remove(Engine, "before_cursor_execute", sent)
+    assert len(claims) <= 4  # one for it, one more for the pullers that still wait, and what a commit wakes
+    assert await count_jobs(engine, JobRow.is_complete) == 2

@@ -1,0 +1,221 @@
+"""`QueueWorker.run()` in processes of their own: what SIGTERM and SIGINT do, once and twice, early and late, and to
+handlers of every kind.
+"""
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from queue_kit import ConfigurationError, JobState, QueueWorker, add_job
+from tests.database.running import worker_rows
+from tests.support import row_of, until
+
+SCRIPT = Path(__file__).with_name("signalled.py")
+TERM, INT = signal.SIGTERM, signal.SIGINT
+
+LONG = 600.0
+AT_ONCE = 15.0
+"""For what must not wait for any of the long times: leaving, and an interpreter that ends, on a busy machine."""
+
+
+class Worker:
+    """A process with a worker, and the words it has said."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.said: list[str] = []
+
+    async def until_it_says(self, word: str) -> None:
+        assert self.process.stdout is not None
+        async with asyncio.timeout(30):
+            while word not in self.said:
+                line = await self.process.stdout.readline()
+                assert line, f"it ended after {self.said}: {await self._errors()}"
+                self.said.append(line.decode().strip())
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    async def ends(self, *, within: float) -> int:
+        """Its exit status; nothing but its log may be on stderr."""
+        async with asyncio.timeout(within):
+            out, err = await self.process.communicate()
+        self.said += out.decode().split("\n")[:-1]
+        assert b"Traceback" not in err, err.decode()
+        assert b"Task was destroyed" not in err, err.decode()
+        assert self.process.returncode is not None
+        return self.process.returncode
+
+    async def _errors(self) -> str:
+        assert self.process.stderr is not None
+        return (await self.process.stderr.read()).decode()
+
+
+@contextlib.asynccontextmanager
+async def worker(url: str, handler: str, **options: object) -> AsyncIterator[Worker]:
+    """A started process; it is gone afterwards, however the test ends."""
+    command = [sys.executable, SCRIPT, url, handler, *(f"{name}={value}" for name, value in options.items())]
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe)
+    try:
+        yield Worker(process)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def nothing_is_held(engine: AsyncEngine, *job_ids: int) -> bool:
+    """Whether no worker has a row, and no waiting job is leased or has anything counted."""
+    rows = [await row_of(engine, job_id) for job_id in job_ids]
+    held = [row for row in rows if row.worker_id is not None and not row.is_complete]
+    counted = [row for row in rows if (row.retry_count, row.lost, row.errors) != (0, 0, None)]
+    return not held and not counted and await worker_rows(engine) == []
+
+
+@pytest.mark.parametrize("number", [TERM, INT])
+async def test_a_signal_finishes_what_runs_and_starts_nothing_more(engine, database_url, number):
+    first, second = await add_job(engine, "work"), await add_job(engine, "work")
+    async with worker(database_url, "finishes", grace=LONG) as process:
+        await process.until_it_says("running")
+        process.send(number)
+        assert await process.ends(within=AT_ONCE) == 0
+    expected = ["ready", "started", "running", "stopping", "finished", "completed", "stopped", "left run"]
+    assert process.said == expected
+    assert (await row_of(engine, first)).state is JobState.completed
+    assert (await row_of(engine, second)).claim_no == 0
+    assert await nothing_is_held(engine, first, second)
+
+
+@pytest.mark.parametrize("number", [TERM, INT])
+async def test_an_idle_worker_leaves_at_once(engine, database_url, number):
+    async with worker(database_url, "finishes", grace=LONG, cancel_grace=LONG) as process:
+        await process.until_it_says("started")
+        process.send(number)
+        assert await process.ends(within=AT_ONCE) == 0
+    assert await nothing_is_held(engine)
+
+
+# The connections that a start takes: for the schema, for its row, for looking at its sessions; then it claims.
+MOMENTS = ["connect:1", "checkin:1", "connect:2", "checkin:2", "checkout:3", "checkin:3", "checkin:5"]
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+async def test_a_signal_during_the_start_is_not_lost_and_ends_it_cleanly(engine, database_url, moment):
+    job_id = await add_job(engine, "work")
+    async with worker(database_url, "endless", signal_at=moment, grace=0.1) as process:
+        await process.until_it_says("signalled")
+        assert await process.ends(within=AT_ONCE) == 0
+    assert process.said[-1] == "left run"
+    assert await nothing_is_held(engine, job_id)
+
+
+async def test_a_signal_ends_a_start_whose_database_says_nothing():
+    connected = asyncio.Event()
+
+    async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connected.set()
+        with contextlib.suppress(OSError):
+            await reader.read(-1)
+        writer.close()
+
+    async with await asyncio.start_server(mute, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        async with worker(f"postgresql+asyncpg://user@{host}:{port}/name", "endless") as process:
+            await asyncio.wait_for(connected.wait(), 30)
+            process.send(TERM)
+            assert await process.ends(within=AT_ONCE) == 0
+    assert process.said == ["ready", "left run"]
+
+
+SECOND = [(TERM, TERM, 128 + 15), (INT, INT, 128 + 2), (TERM, INT, 128 + 2), (INT, TERM, 128 + 15)]
+
+
+@pytest.mark.parametrize(("first", "second", "status"), SECOND)
+async def test_a_second_signal_leaves_at_once(engine, database_url, first, second, status):
+    job_id = await add_job(engine, "work")
+    async with worker(database_url, "endless", grace=LONG, cancel_grace=LONG) as process:
+        await process.until_it_says("running")
+        process.send(first)
+        await process.until_it_says("stopping")
+        process.send(second)
+        assert await process.ends(within=AT_ONCE) == status
+    assert process.said[-1] == "stopping"
+    assert (await row_of(engine, job_id)).state is JobState.running  # its lease will lapse
+
+
+@pytest.mark.parametrize(("handler", "status"), [("endless", 0), ("refuses", 1), ("stuck", 1)])
+async def test_after_the_grace_a_job_is_cut_off_and_given_back(engine, database_url, handler, status):
+    job_id = await add_job(engine, "work")
+    async with worker(database_url, handler, grace=0.2, cancel_grace=0.5) as process:
+        await process.until_it_says("running")
+        process.send(TERM)
+        assert await process.ends(within=0.7 + AT_ONCE) == status
+    assert {"released", "stopped"} <= set(process.said)
+    assert ("left run" in process.said) is (status == 0)
+    assert ("refused" in process.said) is (handler == "refuses")
+    assert await nothing_is_held(engine, job_id)
+
+
+async def test_a_handler_that_exits_ends_its_job_and_not_the_process(engine, database_url):
+    job_id = await add_job(engine, "work")
+    async with worker(database_url, "exits") as process:
+        await process.until_it_says("failed")
+        process.send(TERM)
+        assert await process.ends(within=AT_ONCE) == 0
+    assert (await row_of(engine, job_id)).errors[0]["class"] == "SystemExit"
+
+
+# --- a handler that blocks the event loop -----------------------------------------------------------------------------
+
+
+async def test_a_second_signal_leaves_at_once_even_when_a_handler_blocks_the_event_loop(engine, database_url):
+    await add_job(engine, "work")
+    async with worker(database_url, "blocks", grace=LONG, cancel_grace=LONG) as process:
+        await process.until_it_says("running")
+        process.send(TERM)
+        await asyncio.sleep(0.2)  # two of a kind that wait together are one
+        process.send(TERM)
+        assert await process.ends(within=AT_ONCE) == 128 + 15
+
+
+async def test_a_handler_that_blocks_the_event_loop_does_not_keep_the_process_beyond_its_deadline(engine, database_url):
+    job_id = await add_job(engine, "work")
+    async with worker(database_url, "blocks", grace=0.2, cancel_grace=0.5) as process:
+        await process.until_it_says("running")
+        process.send(TERM)
+        assert await process.ends(within=0.7 + AT_ONCE) == 1
+    assert (await row_of(engine, job_id)).state is JobState.running  # its lease will lapse
+
+
+# --- other threads ----------------------------------------------------------------------------------------------------
+
+
+async def test_run_is_refused_outside_the_main_thread_and_starts_nothing(engine):
+    with pytest.raises(ConfigurationError, match=r"main thread.*use start\(\) and stop\(\)"):
+        await asyncio.to_thread(asyncio.run, QueueWorker(engine, {}).run())
+    assert await worker_rows(engine) == []
+
+
+async def test_run_in_the_main_thread_hears_the_process_signal_and_takes_its_handlers_back(engine):
+    before = signal.getsignal(TERM)
+    states: list[str] = []
+
+    class Hook:
+        def on_worker_state(self, record) -> None:
+            states.append(record.state)
+
+    for _ in range(2):
+        states.clear()
+        running = asyncio.create_task(QueueWorker(engine, {}, hooks=[Hook()]).run())
+        await until(lambda: states)
+        signal.raise_signal(TERM)
+        await asyncio.wait_for(running, AT_ONCE)
+        assert states == ["started", "stopping", "stopped"]
+        assert signal.getsignal(TERM) == before
