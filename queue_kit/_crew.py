@@ -133,11 +133,18 @@ class Crew:
             moved = await self._pulse.sweep() == 0
             busy = await self._claims.run_dry(self._parallel_count) > 0 or moved
 
+    def close(self) -> None:
+        """Claim and begin nothing from here on."""
+        self._claims.close()
+        for run in self._leases.runs():
+            if not run.begun:
+                run.abort(ShuttingDown("the worker stops"))
+
     async def end(self, grace: float) -> bool:
         """Stop, in `grace + cancel_grace` at the latest; returns whether every handler has ended."""
         self._announce("stopping")
         deadline = time.monotonic() + grace + self._cancel_grace
-        self._claims.close()
+        self.close()
         working = set(self._pullers)
         if self._link.is_up:  # else the claim would wait for the database, with nothing to give back
             working |= {task for task in self._services if task.get_name() == CLAIM}

@@ -12,6 +12,12 @@ _logger = logging.getLogger("queue_kit.worker")
 _LONGEST_WAIT = 2.0
 
 
+def in_a_line(error: BaseException) -> str:
+    """A database error for the log, without the statement and the parameters that SQLAlchemy shows with it."""
+    text = str(getattr(error, "orig", None) or error).partition("\n")[0]
+    return f"{type(error).__name__}: {text}"
+
+
 class Link:
     """The state of the worker's connection to its database."""
 
@@ -35,7 +41,7 @@ class Link:
         """An attempt failed; the probe will find out when to go on."""
         if self._up.is_set():
             self._up.clear()
-            _logger.warning("the database does not answer, waiting for it: %s: %s", type(error).__name__, error)
+            _logger.warning("the database does not answer, waiting for it: %s", in_a_line(error))
             self._on_change("database_down")
             self._on_trouble()
 

@@ -86,6 +86,7 @@ class Run:
         self._before_cancel: Callable[[], Awaitable[None]] | None = None
         self._cancelling: asyncio.Task[None] | None = None
         self.task: asyncio.Task[BaseException | None] | None = None
+        self.begun = False
         self.error: BaseException | None = None
         """What made the handler's try a failure, unless it was aborted."""
 
@@ -164,6 +165,7 @@ class Run:
         try:
             async with asyncio.timeout(None) as self._timeout:
                 self.event.start(job.name)  # raises when the job was aborted before it began
+                self.begun = True
                 await handler(self.event, session, job)
         except BaseException as error:  # noqa: BLE001
             return error

@@ -8,7 +8,7 @@ last commit carries the job's ending, so the handler's writes and the completion
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import suppress
 from typing import Any
 from uuid import UUID
@@ -193,19 +193,21 @@ class HandlerSession:
                         async with asyncio.timeout(INTERRUPT_EVERY):
                             await self._quiet.wait()
 
-    def kill(self) -> None:
+    def kill(self) -> Coroutine[Any, Any, None] | None:
         """Cut the connection of a handler that refuses to end, so that its locks are freed and nothing commits; it gets
-        no other one."""
+        no other one. Returns what is left to be awaited."""
         self._killed = self._token.reason or ShuttingDown("the worker gave this run up")
         if self._driver is None:
-            return
+            return None
+        closing = None
         self._pooled.invalidate(soft=True)  # or SQLite's pool would hand it out again
         if self._embedded:
             self._interrupt()
-            self._closing = asyncio.ensure_future(self._driver.close())
+            closing = self._driver.close()
         else:
             self._driver.terminate()
         self._release()
+        return closing
 
     def _interrupt(self) -> None:
         if self._driver is not None:

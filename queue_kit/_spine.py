@@ -107,7 +107,7 @@ class Spine:
         try:
             outcome = await run.execute(handler, session.session, before_cancel=session.quiesce)
         except asyncio.CancelledError:
-            session.kill()
+            self._kill(session)
             raise
         if run.wedged:
             self._set_aside(run, session)
@@ -126,19 +126,27 @@ class Spine:
     async def _commit(self, run: Run, session: HandlerSession) -> tuple[Outcome, bool]:
         """Commit the handler's writes with its completion. What the database refuses is a failure of the job."""
         claimed = run.claimed
-        ending = session.commit(lambda sync: session.require(self._store.complete_in(sync, claimed)))
-        commit = self._spawn(ending, "commit")
+
+        async def attempt() -> BaseException | None:
+            # Returned, not raised: asyncio would let a SystemExit of the application's flush hooks end the host.
+            try:
+                await session.commit(lambda sync: session.require(self._store.complete_in(sync, claimed)))
+            except BaseException as error:  # noqa: BLE001
+                return error
+            return None
+
+        commit = self._spawn(attempt(), "commit")
         # On SQLite a cancelled statement leaks its lock; there the busy timeout bounds the wait.
         budget = None if self._store.embedded else max(self._store.lease / 3, 1.0)
         await asyncio.wait({commit}, timeout=budget)
         if not commit.done():
-            session.kill()
+            self._kill(session)
             commit.cancel()
             await asyncio.wait({commit}, timeout=1.0)
             return await self._reread(
                 run, session, TimeoutError(f"the commit took over {budget:g} s; is its row locked?")
             )
-        error = None if commit.cancelled() else commit.exception()
+        error = commit.result()
         if error is None:
             return Outcome(Verdict.completed), True
         if isinstance(error, LeaseLost):
@@ -162,12 +170,17 @@ class Spine:
         closing = self._spawn(session.rollback_and_close(), "close a session")
         await asyncio.wait({closing}, timeout=None if self._store.embedded else 5.0)
         if not closing.done():
-            session.kill()
+            self._kill(session)
             closing.cancel()
+
+    def _kill(self, session: HandlerSession) -> None:
+        closing = session.kill()
+        if closing is not None:
+            self._spawn(closing, "close a connection")
 
     def _set_aside(self, run: Run, session: HandlerSession) -> None:
         """A handler that refuses to end keeps its task, but neither its connection nor its puller."""
-        session.kill()
+        self._kill(session)
         job, task = run.claimed.job, run.task
         assert task is not None
         self.wedged[job.id] = run

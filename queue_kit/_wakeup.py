@@ -12,6 +12,8 @@ from typing import Any
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from queue_kit._link import in_a_line
+
 JOB_CHANNEL = "queue_kit_job"
 CANCEL_CHANNEL = "queue_kit_cancel"
 
@@ -86,7 +88,7 @@ class Listener:
         if healthy is self._healthy:
             return
         if not healthy:
-            _logger.warning("not listening, polling instead: %s: %s", type(error).__name__, error)
+            _logger.warning("not listening, polling instead: %s", error and in_a_line(error))
         elif self._healthy is False:
             _logger.warning("listening again")
         self._healthy = healthy

@@ -141,6 +141,7 @@ class QueueWorker:
         """
         async with self._starting:
             if self._crew is None:
+                await self._ended()
                 self._crew = await self._assemble()
                 self._crew.begin()
 
@@ -154,9 +155,14 @@ class QueueWorker:
         async with self._starting:
             crew, self._crew = self._crew, None
             if crew is not None:
+                crew.close()
                 # A task of its own: a caller that is cancelled must not leave the worker half stopped.
                 self._ending = asyncio.create_task(crew.end(grace), name="queue_kit: stop")
-            return self._ending is None or await asyncio.shield(self._ending)
+            return await self._ended()
+
+    async def _ended(self) -> bool:
+        """Wait for a stop that is under way; whether every handler has ended."""
+        return self._ending is None or await asyncio.shield(self._ending)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -270,7 +276,7 @@ def _chosen(
         if names is not None and (isinstance(names, str) or not isinstance(names, Collection)):
             raise ConfigurationError(f"{field} is a list of names, not {names!r}")
     if included is not None:
-        unknown = [str(name) for name in included if name not in handlers]
+        unknown = sorted(str(name) for name in included if name not in handlers)
         if unknown:
             raise ConfigurationError(f"included_names holds names without a handler: {', '.join(unknown)}")
         return {name: handlers[name] for name in included}

@@ -56,6 +56,12 @@ async def worker_rows(engine: AsyncEngine) -> list[WorkerRow]:
         return list(await session.scalars(select(WorkerRow).order_by(WorkerRow.started_at)))
 
 
+async def listening(engine: AsyncEngine) -> bool:
+    """Whether a worker listens: to one channel after the other, the cancellations last."""
+    sql = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND query ILIKE 'LISTEN%queue_kit_cancel%'"
+    return bool(await raw(engine, sql))
+
+
 class Refusing:
     """A handler that goes on however often it is cancelled, until it is let go."""
 

@@ -304,7 +304,7 @@ async def test_deleting_every_row_of_the_workers_table_harms_nothing_and_they_co
         assert (await connection.execute(select(func.count()).select_from(WORKERS))).scalar_one() == 0
 
 
-# --- rows that somebody has locked (PostgreSQL: on SQLite a lock is on the whole file) ----------------------------------
+# --- rows that somebody has locked (PostgreSQL: on SQLite a lock is on the whole file) --------------------------------
 
 
 @contextlib.asynccontextmanager

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from queue_kit import JobRow, JobState, LeaseLost, NewJob, QueueWorker, add_job, add_jobs, sqlite_engine
-from tests.database.running import Gate, Proxy, raw, through_proxy
+from tests.database.running import Gate, Proxy, listening, raw, through_proxy
 from tests.support import ADD_EFFECT, Recorder, count_jobs, effects, make_effects, row_of, until
 
 QUICK = {"poll_interval": 0.05, "retry_delay": 0.05}
@@ -298,12 +298,6 @@ async def test_a_server_that_is_read_only_for_a_while_loses_nothing(pg_engine, c
 
 
 LISTENS = "query ILIKE 'LISTEN%'"
-
-
-async def listening(engine: AsyncEngine) -> bool:
-    """Whether somebody listens, which is done for one channel after the other."""
-    channels = "query ILIKE 'LISTEN%queue_kit_cancel%'"
-    return bool(await raw(engine, f"SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND {channels}"))
 
 
 async def test_a_listener_that_is_ended_listens_again_and_the_poll_finds_what_it_missed(pg_engine, caplog):

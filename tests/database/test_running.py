@@ -351,6 +351,17 @@ async def test_payloads_are_never_logged(engine, jobs, caplog):
     assert [text for text in everything if secret in text] == []
 
 
+async def test_what_an_error_says_stays_on_one_line_of_the_log(engine, jobs, caplog):
+    @jobs.handler("forges", max_retry_count=1)
+    async def forges(event, session, job):
+        raise ValueError("no\nCRITICAL forged\r\nby a payload \x1b[31m")
+
+    await add_job(engine, "forges")
+    await QueueWorker(engine, jobs).drain()
+    (record,) = [record for record in caplog.records if "forged" in record.getMessage()]
+    assert record.getMessage().isprintable()
+
+
 # --- hooks ------------------------------------------------------------------------------------------------------------
 
 

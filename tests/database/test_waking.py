@@ -2,13 +2,13 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import insert, text
+from sqlalchemy import Engine, event, insert, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from queue_kit import (
+    CronJob,
     Discard,
     JobRow,
     JobState,
@@ -21,11 +21,12 @@ from queue_kit import (
     insert_jobs,
     register_cron_jobs,
     retry_job,
+    sqlite_engine,
 )
-from queue_kit.cron import CronJob
+from queue_kit._dialect import seconds_until
 from tests.database.clock import occurrence
-from tests.database.running import raw
-from tests.support import Recorder, count_jobs, row_of, until
+from tests.database.running import listening, raw
+from tests.support import Recorder, count_jobs, until
 
 NEVER = {"poll_interval": 86_400.0}
 
@@ -36,12 +37,6 @@ async def ready_to_wake(engine: AsyncEngine, hook: Recorder) -> None:
     await until(lambda: hook.settled)
     if engine.name == "postgresql":
         await until(lambda: listening(engine))
-
-
-async def listening(engine: AsyncEngine) -> bool:
-    # It listens to one channel after the other, this one last.
-    channel = "query ILIKE 'LISTEN%queue_kit_cancel%'"
-    return bool(await raw(engine, f"SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND {channel}"))
 
 
 async def nothing(event, session, job):
@@ -136,33 +131,26 @@ async def test_a_handlers_own_new_job_wakes(engine):
 SOON = 0.4
 
 
+async def seconds_since_due(engine: AsyncEngine, job_id: int) -> float:
+    """How long ago a job was due, by the database's clock."""
+    query = select(seconds_until(JobRow.__table__.c.scheduled_at)).where(JobRow.id == job_id)
+    async with engine.connect() as connection:
+        return -(await connection.execute(query)).scalar_one()
+
+
 async def test_a_scheduled_job_runs_at_its_time_and_never_before(engine):
     late = []
 
     async def work(event, session, job):
-        (seconds,) = await raw_seconds_since(engine, job.id)
-        late.append(seconds)
+        late.append(await seconds_since_due(engine, job.id))
 
     hook = Recorder()
     async with QueueWorker(engine, {"first": nothing, "work": work}, hooks=[hook], **NEVER):
         await ready_to_wake(engine, hook)
-        await add_job(engine, "work", delay=3 * SOON)
-        await add_job(engine, "work", delay=SOON)
-        await add_job(engine, "work", scheduled_at=datetime.now(UTC) + timedelta(seconds=2 * SOON))
+        third, first, second = await add_jobs(engine, [NewJob("work", delay=n * SOON) for n in (3, 1, 2)])
         await until(lambda: len(hook.settled) == 4)
-    assert [record.job.id for record in hook.settled] == [1, 3, 4, 2]
+    assert [record.job.id for record in hook.settled][1:] == [first, second, third]
     assert all(seconds >= -0.002 for seconds in late)  # SQLite's clock counts whole milliseconds
-
-
-async def raw_seconds_since(engine: AsyncEngine, job_id: int) -> list[float]:
-    """How long ago a job was due, by the database's clock."""
-    from sqlalchemy import select
-
-    from queue_kit._dialect import seconds_until
-
-    async with engine.connect() as connection:
-        due = select(seconds_until(JobRow.__table__.c.scheduled_at)).where(JobRow.id == job_id)
-        return [-each for each in (await connection.execute(due)).scalars()]
 
 
 @pytest.mark.parametrize("how", ["retried", "snoozed"])
@@ -191,8 +179,8 @@ async def test_a_cron_tick_comes_in_time(engine):
     hook = Recorder()
     async with QueueWorker(engine, {"tick": nothing}, hooks=[hook], **NEVER):
         await until(lambda: len(hook.settled) >= 2)
-    assert [record.job.scheduled_at for record in hook.settled][0] == first
-    assert hook.settled[1].job.scheduled_at > first
+    ticks = [record.job.scheduled_at for record in hook.settled]
+    assert ticks[0] == first < ticks[1]
 
 
 # --- operating --------------------------------------------------------------------------------------------------------
@@ -242,7 +230,8 @@ async def test_listening_can_go_through_another_engine(pg_engine):
         await ready_to_wake(pg_engine, hook)
         listeners = await raw(
             pg_engine,
-            "SELECT application_name FROM pg_stat_activity WHERE datname = current_database() AND query ILIKE 'LISTEN%'",
+            "SELECT application_name FROM pg_stat_activity "
+            "WHERE datname = current_database() AND query ILIKE 'LISTEN%'",
         )
         assert [row.application_name for row in listeners] == ["direct"]
         await raw(pg_engine, "INSERT INTO queue_kit_job (name) VALUES ('work')")
@@ -266,8 +255,6 @@ async def worker_looked(engine: AsyncEngine) -> bool:
 
 
 async def test_the_poll_finds_what_another_program_writes_into_the_file(engine, sqlite_path):
-    from queue_kit import sqlite_engine
-
     if engine.name != "sqlite":
         pytest.skip("PostgreSQL tells its listeners")
     other = sqlite_engine(sqlite_path)
@@ -280,8 +267,6 @@ async def test_the_poll_finds_what_another_program_writes_into_the_file(engine, 
 
 
 async def test_one_job_wakes_with_one_claim_however_many_pullers_wait(engine):
-    from sqlalchemy import Engine, event
-
     claims = []
 
     def sent(_connection, _cursor, statement, *_):

@@ -8,7 +8,9 @@ import asyncio
 import math
 import os
 import signal
+import sqlite3
 import sys
+import threading
 import time
 from typing import Any
 
@@ -17,6 +19,8 @@ from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from queue_kit import QueueWorker, in_thread, sqlite_engine
+
+ENDLESS = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x FROM c) SELECT max(x) FROM c"
 
 stopping = asyncio.Event()
 
@@ -45,9 +49,15 @@ async def refuses(event: Any, session: Any, job: Any) -> None:
             say("refused")
 
 
-async def blocks(event: Any, session: Any, job: Any) -> None:
-    say("running")
+async def sleeps(event: Any, session: Any, job: Any) -> None:
+    threading.Timer(0.2, say, ["running"]).start()
     time.sleep(600)
+
+
+async def waits_in_c(event: Any, session: Any, job: Any) -> None:
+    # The main thread runs nothing of Python meanwhile, as with a driver that is not asynchronous.
+    threading.Timer(0.2, say, ["running"]).start()
+    sqlite3.connect(":memory:").execute(ENDLESS).fetchone()
 
 
 async def exits(event: Any, session: Any, job: Any) -> None:
@@ -64,7 +74,8 @@ HANDLERS = {
     "finishes": finishes,
     "endless": endless,
     "refuses": refuses,
-    "blocks": blocks,
+    "sleeps": sleeps,
+    "waits in C": waits_in_c,
     "exits": exits,
     "stuck": in_thread(stuck),
 }

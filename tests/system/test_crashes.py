@@ -1,0 +1,190 @@
+"""Workers that are killed, frozen or end themselves in the middle of their jobs: what was in a transaction happens
+exactly once, and somebody else goes on."""
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from queue_kit import JobRow, JobState, NewJob, add_job, add_jobs
+from queue_kit.models import JOBS, CronRow
+from tests.support import count_jobs, effects, make_effects, row_of, until
+
+SCRIPT = Path(__file__).with_name("crashing.py")
+
+
+class Process:
+    """A worker's process; all that it wrote on stdout is in `lines`."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self.lines: list[str] = []
+        self._reading = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        assert self._process.stdout is not None
+        async for line in self._process.stdout:
+            self.lines.append(line.decode().strip())
+
+    @property
+    def status(self) -> int | None:
+        return self._process.returncode
+
+    def send(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(number)
+
+    async def end(self) -> None:
+        self.send(signal.SIGKILL)
+        await self._process.wait()
+        await self._reading
+
+
+class Crowd:
+    """The processes of one test; whatever is left of them is killed at its end."""
+
+    def __init__(self, url: str, *options: object) -> None:
+        self._options = [url, *map(str, options)]
+        self.all: list[Process] = []
+
+    async def start(self, count: int = 1) -> list[Process]:
+        command = [sys.executable, str(SCRIPT), *self._options]
+        quiet = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.DEVNULL}
+        made = [Process(await asyncio.create_subprocess_exec(*command, **quiet)) for _ in range(count)]
+        self.all += made
+        return made
+
+
+@contextlib.asynccontextmanager
+async def crowd(url: str, *options: object) -> AsyncIterator[Crowd]:
+    made = Crowd(url, *options)
+    try:
+        yield made
+    finally:
+        for process in made.all:
+            process.send(signal.SIGCONT)
+            await process.end()
+
+
+@pytest.fixture(autouse=True)
+async def effect_table(engine: AsyncEngine) -> None:
+    await make_effects(engine)
+
+
+async def complete(engine: AsyncEngine) -> int:
+    return await count_jobs(engine, JobRow.is_complete)
+
+
+async def test_killed_workers_do_every_effect_exactly_once(engine, database_url):
+    count = 120
+    ids = await add_jobs(engine, [NewJob("write", max_retry_count=20)] * count)
+    kills = 0
+    async with crowd(database_url, 1.0) as workers:
+        await workers.start(2)
+        for share in (1, 2, 3, 4):
+            await reached(engine, count * share // 6)
+            victim = next(process for process in workers.all if process.status is None)
+            await victim.end()
+            kills += 1
+            await workers.start()
+        await reached(engine, count, seconds=60)
+    assert kills == 4
+    assert await effects(engine) == ids
+    assert await count_jobs(engine, JobRow.state == JobState.completed.value) == count
+    assert await count_jobs(engine, JobRow.retry_count > 0) == 0
+
+
+async def reached(engine: AsyncEngine, count: int, *, seconds: float = 40.0) -> None:
+    async def enough() -> bool:
+        return await complete(engine) >= count
+
+    await until(enough, seconds=seconds)
+
+
+@pytest.mark.parametrize("wakes", ["while the other runs", "after the other has finished"])
+async def test_a_worker_frozen_past_its_lease_commits_nothing_when_it_wakes(engine, database_url, tmp_path, wakes):
+    end = tmp_path / "end"
+    job_id = await add_job(engine, "freeze", {"until": str(end)}, max_retry_count=9)
+    async with crowd(database_url, 1.0) as workers:
+        (zombie,) = await workers.start()
+        await until(lambda: zombie.lines == ["running"])
+        zombie.send(signal.SIGSTOP)
+        (other,) = await workers.start()
+        await until(lambda: other.lines == ["running"], seconds=30)
+        if wakes == "while the other runs":
+            zombie.send(signal.SIGCONT)
+            await until(lambda: zombie.lines == ["running", "woke LeaseLost", "lost"])
+            assert await complete(engine) == 0
+            end.touch()
+            await reached(engine, 1)
+        else:
+            end.touch()
+            await reached(engine, 1)
+            zombie.send(signal.SIGCONT)
+            await until(lambda: zombie.lines[-1] == "lost")
+        await until(lambda: other.lines == ["running", "woke NoneType", "completed"])
+    assert await effects(engine) == [job_id]
+    row = await row_of(engine, job_id)
+    assert (row.state, row.claim_no, row.lost, row.retry_count) == (JobState.completed, 2, 1, 0)
+
+
+async def test_a_handler_that_ends_its_process_fails_in_the_end_and_its_neighbours_finish(engine, database_url):
+    poison = await add_job(engine, "poison", priority=0)
+    neighbours = await add_jobs(engine, [NewJob("neighbour")] * 6)
+    async with crowd(database_url, 0.8) as workers:
+
+        async def over() -> bool:
+            if all(process.status is not None for process in workers.all):
+                await workers.start()  # as a supervisor would
+            return await complete(engine) == 7
+
+        await until(over, seconds=50)
+        statuses = [process.status for process in workers.all]
+    assert statuses == [3, 3, 3, None]
+    row = await row_of(engine, poison)
+    assert (row.state, row.lost) == (JobState.failed, 3)
+    assert "lease lost 3 times" in row.errors[0]["reason"]
+    assert await effects(engine) == neighbours
+    assert {(await row_of(engine, job_id)).state for job_id in neighbours} == {JobState.completed}
+
+
+async def test_many_processes_register_and_run_the_same_cron_jobs_and_no_tick_runs_twice(engine, database_url):
+    async with crowd(database_url, 1.0, "cron") as workers:
+        processes = await workers.start(8)
+        await reached(engine, 40, seconds=60)
+        await processes[0].end()
+        assert await twice_live(engine) == []
+        so_far = await complete(engine)
+        await reached(engine, so_far + 60, seconds=60)
+        assert await twice_live(engine) == []
+    assert [process.status for process in processes] == [-signal.SIGKILL] * 8
+    async with engine.connect() as connection:
+        query = select(JOBS.c.cron_name, JOBS.c.cron_tick).where(JOBS.c.status == 2)
+        ticks = [tuple(row) for row in await connection.execute(query)]
+        names = list((await connection.execute(select(CronRow.name))).scalars())
+    assert [tick for tick, times in Counter(ticks).items() if times > 1] == []
+    assert len(names) == 20
+    assert {name for name, _ in ticks} == set(names)
+    done = list(await completed_ids(engine))
+    assert await effects(engine) == done
+
+
+async def completed_ids(engine: AsyncEngine) -> list[int]:
+    async with engine.connect() as connection:
+        return list(
+            (await connection.execute(select(JOBS.c.id).where(JOBS.c.status == 2).order_by(JOBS.c.id))).scalars()
+        )
+
+
+async def twice_live(engine: AsyncEngine) -> list[str]:
+    """Cron entries with more than one live occurrence."""
+    query = select(JOBS.c.cron_name).where(JOBS.c.status < 2).group_by(JOBS.c.cron_name).having(func.count() > 1)
+    async with engine.connect() as connection:
+        return list((await connection.execute(query)).scalars())
