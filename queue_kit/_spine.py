@@ -257,7 +257,9 @@ class Spine:
         spans = run.event.spans if run is not None else None
         if _logger.isEnabledFor(level):
             error = outcome.error or {}
-            why = error.get("reason") or (f"{error['class']}: {error['message']}" if "class" in error else "")
+            why = _one_line(
+                error.get("reason") or (f"{error['class']}: {error['message']}" if "class" in error else "")
+            )
             fields = {"job_id": job.id, "job_name": job.name, "job_attempt": job.attempt, "job_spans": spans}
             text = "job %s %s %s after %.3f s%s"
             _logger.log(
@@ -286,3 +288,8 @@ class Spine:
             with suppress(TimeoutError):
                 async with asyncio.timeout(1.0):
                     await asyncio.wait(set(self._background))
+
+
+def _one_line(text: str) -> str:
+    """What an error says, so that what it quotes cannot pass for lines of the log or reach a terminal's controls."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

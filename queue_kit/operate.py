@@ -12,8 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from queue_kit import _statements
 from queue_kit._database import Database, check_database, own_commit
 from queue_kit._wakeup import CANCEL_CHANNEL, JOB_CHANNEL
-from queue_kit.errors import JobConflict, JobNotFound
-from queue_kit.job import JobState
+from queue_kit.errors import InvalidJob, JobConflict, JobNotFound
+from queue_kit.job import JobState, check_name
 from queue_kit.models import READY, JobRow
 
 MAX_PAGE = 1_000
@@ -152,6 +152,10 @@ async def list_jobs(
     if name is not None:
         if not isinstance(name, str):
             raise TypeError(f"name must be text, not {type(name).__name__}")
+        try:
+            check_name(name)
+        except InvalidJob:
+            return []  # no job has such a name, and some no database would take
         query = query.where(JobRow.name == name)
     if after is not None:
         _check_id(after, "after")

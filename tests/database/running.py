@@ -57,9 +57,9 @@ async def worker_rows(engine: AsyncEngine) -> list[WorkerRow]:
 
 
 async def listening(engine: AsyncEngine) -> bool:
-    """Whether a worker listens: to one channel after the other, the cancellations last."""
-    sql = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND query ILIKE 'LISTEN%queue_kit_cancel%'"
-    return bool(await raw(engine, sql))
+    """Whether a worker listens: to one channel after the other, the cancellations last; then it only probes."""
+    last = "query ILIKE 'LISTEN%queue_kit_cancel%' OR query = 'SELECT 1'"
+    return bool(await raw(engine, f"SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND ({last})"))
 
 
 class Refusing:

@@ -202,7 +202,7 @@ async def test_a_garbage_errors_column_gives_way_to_the_next_error(engine, jobs,
     async def fails(event, session, job):
         raise ValueError("recorded")
 
-    bad, good = await add_jobs(engine, [NewJob("fails"), NewJob("a")])
+    bad, _ = await add_jobs(engine, [NewJob("fails"), NewJob("a")])
     await write_json(engine, bad, "errors", errors)
     counts = await QueueWorker(engine, jobs).drain()
     assert (counts["failed"], counts["completed"]) == (1, 1)

@@ -28,7 +28,7 @@ from tests.database.clock import database_now, lease
 from tests.database.running import Gate, Refusing
 from tests.support import ADD_EFFECT, Recorder, count_jobs, effects, make_effects, move, row_of, until
 
-SHORT = 0.6
+SHORT = 1.0
 
 
 class Statements:
@@ -67,7 +67,7 @@ async def test_a_handler_may_run_for_many_leases_on_a_single_claim(engine, sent)
         await until(lambda: len(gate.running) == 3)
 
         async def several_leases_are_over() -> bool:
-            return (await database_now(engine)).timestamp() > first + 3 * SHORT
+            return (await database_now(engine)).timestamp() > first + 2.5 * SHORT
 
         await until(several_leases_are_over)
         gate.open.set()

@@ -337,8 +337,10 @@ async def test_payloads_are_never_logged(engine, jobs, caplog):
     await add_job(engine, "typed", [secret])
     await add_job(engine, "typed", {secret: 1})
     await add_job(engine, "refusing", {"password": secret}, priority=9)
-    async with QueueWorker(engine, jobs, cancel_grace=0.05, poll_interval=0.1, hooks=[hook, Broken()]):
-        await until(lambda: len({record.job.id for record in hook.settled}) == 8)
+    try:
+        async with QueueWorker(engine, jobs, cancel_grace=0.05, poll_interval=0.1, hooks=[hook, Broken()]):
+            await until(lambda: len({record.job.id for record in hook.settled}) == 8)
+    finally:
         refusing.let_go.set()
     first: dict[int, str] = {}
     for record in hook.settled:

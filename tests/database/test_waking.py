@@ -240,29 +240,23 @@ async def test_listening_can_go_through_another_engine(pg_engine):
 
 
 async def test_without_listening_the_poll_finds_it_and_nobody_listens(pg_engine):
-    other = create_async_engine(pg_engine.url)
     hook = Recorder()
     async with QueueWorker(pg_engine, {"work": nothing}, listen=False, poll_interval=0.1, hooks=[hook]):
-        await until(lambda: worker_looked(pg_engine))
-        await add_job(other, "work")
-        await until(lambda: hook.settled)
+        await add_job(pg_engine, "work")
+        await until(lambda: len(hook.settled) == 1)
+        await add_job(pg_engine, "work")
+        await until(lambda: len(hook.settled) == 2)
         assert not await listening(pg_engine)
-    await other.dispose()
 
 
-async def worker_looked(engine: AsyncEngine) -> bool:
-    return bool(await raw(engine, "SELECT 1 FROM queue_kit_worker"))
-
-
-async def test_the_poll_finds_what_another_program_writes_into_the_file(engine, sqlite_path):
-    if engine.name != "sqlite":
-        pytest.skip("PostgreSQL tells its listeners")
-    other = sqlite_engine(sqlite_path)
+async def test_the_poll_finds_what_another_program_writes_into_the_file(sqlite_path):
+    engine, other = sqlite_engine(sqlite_path), sqlite_engine(sqlite_path)
     hook = Recorder()
     async with QueueWorker(engine, {"first": nothing, "work": nothing}, poll_interval=0.1, hooks=[hook]):
         await ready_to_wake(engine, hook)
         await add_job(other, "work")
         await until(lambda: len(hook.settled) == 2)
+    await engine.dispose()
     await other.dispose()
 
 

@@ -6,6 +6,7 @@ import contextvars
 import os
 import threading
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,14 @@ def jobs() -> Handlers:
     return handlers
 
 
+@pytest.fixture
+async def refusing() -> AsyncIterator[Refusing]:
+    """A handler that refuses to end until it is let go, at the latest when the test is over."""
+    made = Refusing()
+    yield made
+    made.let_go.set()
+
+
 async def state_of(engine, job_id: int) -> JobState:
     return (await row_of(engine, job_id)).state
 
@@ -56,8 +65,8 @@ def error_class(record) -> str | None:
 # --- handlers that refuse to end --------------------------------------------------------------------------------------
 
 
-async def test_a_wedged_handler_is_named_and_loses_its_slot_to_a_replacement(engine, jobs, caplog):
-    refusing, gate, hook = Refusing(), Gate(), Recorder()
+async def test_a_wedged_handler_is_named_and_loses_its_slot_to_a_replacement(engine, jobs, refusing, caplog):
+    gate, hook = Gate(), Recorder()
     jobs.add("refusing", refusing, timeout=0.05, max_retry_count=1)
     jobs.add("gate", gate)
     wedged = await add_job(engine, "refusing", priority=0)
@@ -78,8 +87,8 @@ async def test_a_wedged_handler_is_named_and_loses_its_slot_to_a_replacement(eng
     assert await state_of(engine, wedged) is JobState.failed
 
 
-async def test_other_pullers_go_on_beside_a_handler_that_is_being_given_its_grace(engine, jobs):
-    refusing, hook = Refusing(), Recorder()
+async def test_other_pullers_go_on_beside_a_handler_that_is_being_given_its_grace(engine, jobs, refusing):
+    hook = Recorder()
     jobs.add("refusing", refusing, timeout=0.02, max_retry_count=1)
     await add_job(engine, "refusing", priority=0)
     async with QueueWorker(engine, jobs, parallel_count=2, cancel_grace=60, poll_interval=0.1, hooks=[hook]):
@@ -92,9 +101,9 @@ async def test_other_pullers_go_on_beside_a_handler_that_is_being_given_its_grac
 
 
 @pytest.mark.parametrize("wrote_before", [True, False])
-async def test_a_wedged_handler_holds_no_lock_and_commits_nothing_however_it_tries(engine, jobs, wrote_before):
+async def test_a_wedged_handler_holds_no_lock_and_commits_nothing(engine, jobs, refusing, wrote_before):
     await make_effects(engine)
-    refusing, hook = Refusing(), Recorder()
+    hook = Recorder()
     raised: dict[str, str] = {}
 
     async def plainly(session):
@@ -144,9 +153,9 @@ async def test_a_wedged_handler_holds_no_lock_and_commits_nothing_however_it_tri
     assert await state_of(engine, job_id) is JobState.failed
 
 
-async def test_a_wedged_handler_leaves_no_broken_connection_to_the_application(engine, jobs):
+async def test_a_wedged_handler_leaves_no_broken_connection_to_the_application(engine, jobs, refusing):
     await make_effects(engine)
-    refusing, hook = Refusing(), Recorder()
+    hook = Recorder()
 
     @jobs.handler("wedged", timeout=0.3, max_retry_count=1)
     async def wedged(event, session, job):
@@ -205,8 +214,8 @@ async def using_all_connections(engine) -> None:
             await connection.rollback()
 
 
-async def test_too_many_wedged_handlers_stop_the_claiming_until_they_end(engine, jobs):
-    refusing, hook = Refusing(), Recorder()
+async def test_too_many_wedged_handlers_stop_the_claiming_until_they_end(engine, jobs, refusing):
+    hook = Recorder()
     jobs.add("refusing", refusing, timeout=0.02, max_retry_count=1)
     *_, waiting = await add_jobs(engine, [*[NewJob("refusing", priority=0)] * 2, NewJob("note")])
     worker = QueueWorker(engine, jobs, cancel_grace=0.02, poll_interval=0.05, hooks=[hook])
@@ -221,8 +230,8 @@ async def test_too_many_wedged_handlers_stop_the_claiming_until_they_end(engine,
     assert hook.verdicts == ["failed", "failed", "completed"]
 
 
-async def test_hooks_are_told_of_it_and_the_recovery_waits_for_no_poll(engine, jobs, caplog):
-    refusing, hook = Refusing(), Recorder()
+async def test_hooks_are_told_of_it_and_the_recovery_waits_for_no_poll(engine, jobs, refusing, caplog):
+    hook = Recorder()
     jobs.add("refusing", refusing, timeout=0.02, max_retry_count=1)
     await add_jobs(engine, [*[NewJob("refusing", priority=0)] * 2, NewJob("note")])
     async with QueueWorker(engine, jobs, cancel_grace=0.02, poll_interval=600, listen=False, hooks=[hook]):
@@ -233,8 +242,8 @@ async def test_hooks_are_told_of_it_and_the_recovery_waits_for_no_poll(engine, j
     assert hook.states == ["started", "unhealthy", "healthy", "stopping", "stopped"]
 
 
-async def test_a_wedged_job_is_not_started_again_beside_itself(engine, jobs):
-    refusing, hook, runs = Refusing(), Recorder(), []
+async def test_a_wedged_job_is_not_started_again_beside_itself(engine, jobs, refusing):
+    hook, runs = Recorder(), []
 
     @jobs.handler("refusing", timeout=0.02, retry_delay=0)
     async def run(event, session, job):

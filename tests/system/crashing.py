@@ -35,9 +35,9 @@ async def write(event, session, job):
 @jobs.handler("freeze", timeout=60)
 async def freeze(event, session, job):
     """Runs until a file is there. On SQLite it writes only then, since it would hold the one lock meanwhile."""
-    print("running", flush=True)
     if not sqlite:
         await session.execute(ADD_EFFECT, {"job_id": job.id})
+    print("running", flush=True)
     try:
         while not Path(job.data["until"]).exists():
             await asyncio.sleep(0.02)

@@ -83,19 +83,19 @@ async def complete(engine: AsyncEngine) -> int:
 
 
 async def test_killed_workers_do_every_effect_exactly_once(engine, database_url):
-    count = 120
+    count = 60
     ids = await add_jobs(engine, [NewJob("write", max_retry_count=20)] * count)
     kills = 0
     async with crowd(database_url, 1.0) as workers:
         await workers.start(2)
-        for share in (1, 2, 3, 4):
-            await reached(engine, count * share // 6)
+        for share in (1, 2, 3):
+            await reached(engine, count * share // 5)
             victim = next(process for process in workers.all if process.status is None)
             await victim.end()
             kills += 1
             await workers.start()
         await reached(engine, count, seconds=60)
-    assert kills == 4
+    assert kills == 3
     assert await effects(engine) == ids
     assert await count_jobs(engine, JobRow.state == JobState.completed.value) == count
     assert await count_jobs(engine, JobRow.retry_count > 0) == 0
@@ -158,11 +158,11 @@ async def test_a_handler_that_ends_its_process_fails_in_the_end_and_its_neighbou
 async def test_many_processes_register_and_run_the_same_cron_jobs_and_no_tick_runs_twice(engine, database_url):
     async with crowd(database_url, 1.0, "cron") as workers:
         processes = await workers.start(8)
-        await reached(engine, 40, seconds=60)
+        await reached(engine, 20, seconds=60)
         await processes[0].end()
         assert await twice_live(engine) == []
         so_far = await complete(engine)
-        await reached(engine, so_far + 60, seconds=60)
+        await reached(engine, so_far + 40, seconds=60)
         assert await twice_live(engine) == []
     assert [process.status for process in processes] == [-signal.SIGKILL] * 8
     async with engine.connect() as connection:

@@ -183,8 +183,8 @@ async def test_a_second_signal_leaves_at_once_even_when_a_handler_blocks_the_eve
     async with worker(database_url, handler, grace=LONG, cancel_grace=LONG) as process:
         await process.until_it_says("running")
         process.send(INT)
-        process.send(TERM)  # of two kinds, as two of one that wait together are one; the lower number comes first
-        assert await process.ends(within=AT_ONCE) == 128 + 15
+        process.send(TERM)  # two of a kind that wait together would be one; which of the two comes second is open
+        assert await process.ends(within=AT_ONCE) in (128 + INT, 128 + TERM)
 
 
 @pytest.mark.parametrize("handler", BLOCKING)
