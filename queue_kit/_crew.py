@@ -78,7 +78,9 @@ class Crew:
             store, self._leases, self.spine, parallel_count=parallel_count, stopping=lambda: self._claims.closed
         )
         self._claims = Claims(self._intake.fetch, self.spine.give_back)
-        self._pulse = Pulse(store, self._link, poll_interval=poll_interval, wake=self._claims.wake)
+        self._pulse = Pulse(
+            store, self._link, poll_interval=poll_interval, wake=self._claims.wake, check_in=self._check_in
+        )
         self._renew_now = asyncio.Event()
         self._pullers: set[asyncio.Task[None]] = set()
         self._services: set[asyncio.Task[None]] = set()
@@ -196,10 +198,14 @@ class Crew:
             await self._link.wait_up()
             try:
                 await self._leases.renew()
-                if not await self.store.seen(len(self._leases)):
-                    await self.store.greet(f"pid {os.getpid()}", self._names)
+                await self._check_in()
             except Exception as error:  # noqa: BLE001 - no database error ends a worker
                 self._link.failed(error)
+
+    async def _check_in(self) -> None:
+        """Note in the worker's row that it is alive."""
+        if not await self.store.seen(len(self._leases)):
+            await self.store.greet(f"pid {os.getpid()}", self._names)
 
     # --- what they tell each other ------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@ out when a database that went away is back. Idle, a worker costs one statement a
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from queue_kit._link import Link
@@ -19,11 +19,20 @@ ROUNDING = 0.002
 class Pulse:
     """Beats at each poll, at the next due time, and soon after a nudge."""
 
-    def __init__(self, store: Store, link: Link, *, poll_interval: float, wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        link: Link,
+        *,
+        poll_interval: float,
+        wake: Callable[[], None],
+        check_in: Callable[[], Awaitable[None]],
+    ) -> None:
         self._store = store
         self._link = link
         self._poll_interval = poll_interval
         self._wake = wake
+        self._check_in = check_in
         self._loop = asyncio.get_running_loop()
         self._next = self._loop.time()
         self._moved = asyncio.Event()
@@ -50,6 +59,8 @@ class Pulse:
 
     async def _beat(self) -> float:
         try:
+            if not self._link.is_up:
+                await self._check_in()  # a write: a standby answers reads
             seconds = await self.sweep()
         except Exception as error:  # noqa: BLE001 - no database error ends a worker
             self._link.failed(error)

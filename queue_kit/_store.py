@@ -15,7 +15,7 @@ from enum import Enum, auto
 from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import Connection, Engine, Executable, Row
+from sqlalchemy import Connection, Engine, ExceptionContext, Executable, Row, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import Session
@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 from queue_kit import _sqlite, _statements, cron
 from queue_kit._dialect import LONG_AGO, as_instant
 from queue_kit._statements import as_batch
-from queue_kit._transient import is_transient
+from queue_kit._transient import READ_ONLY, is_transient, sqlstate
 from queue_kit.job import Claimed, Job, Outcome, Verdict
 from queue_kit.models import CANCELLED, FAILED, READY
 
@@ -80,6 +80,7 @@ class Store:
         self.embedded = clone.dialect.name == "sqlite"
         if self.embedded:
             _sqlite.prepare(clone)
+        event.listen(clone, "handle_error", _leave_wrong_server)
         clone.update_execution_options(**sync_engine.get_execution_options())
         self._engine = AsyncEngine(clone)
         if self.embedded:
@@ -329,6 +330,12 @@ class Store:
         except asyncio.CancelledError:
             await asyncio.wait({task})
             raise
+
+
+def _leave_wrong_server(context: ExceptionContext) -> None:
+    """A server that turned read-only is a standby now: its pooled connections live, but are of no use."""
+    if sqlstate(context.original_exception) == READ_ONLY:
+        context.is_disconnect = True  # so that the whole pool is renewed
 
 
 def _fence_row(claimed: Claimed) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from sqlalchemy.exc import DBAPIError, InvalidRequestError
 
 _CLASSES = ("08", "53", "57P", "58")
 """Connection trouble, lack of resources, shutdown and start-up, system errors."""
-_STATES = {"25006", "40001", "40P01", "55P03", "57014", "3D000"}
+READ_ONLY = "25006"
+_STATES = {READ_ONLY, "40001", "40P01", "55P03", "57014", "3D000"}
 """Read-only server, serialization, deadlock, lock timeout, statement timeout, database missing (a failover)."""
 
 
