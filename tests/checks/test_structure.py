@@ -16,7 +16,7 @@ PACKAGE = CHECKOUT / "queue_kit"
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
 MODULES = sorted([*PACKAGE.rglob("*.py"), *(CHECKOUT / "alembic").rglob("*.py")])
 
-PARTS = {"pydantic_core": "pydantic", "typing_extensions": "sqlalchemy"}
+PARTS = {"pydantic_core": "pydantic"}
 """Modules that come with a dependency: which one."""
 
 
