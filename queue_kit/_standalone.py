@@ -10,14 +10,13 @@ import asyncio
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from types import FrameType, TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 from queue_kit.errors import ConfigurationError
 
@@ -126,8 +125,8 @@ class _Signals:
             self._sender.send(b"\0")
 
 
-def _leave(status: int, why: str) -> None:
-    # Not by way of logging: its locks may be held by what this interrupts.
-    with suppress(OSError, ValueError, AttributeError):
-        os.write(sys.__stderr__.fileno(), f"queue_kit: {why}, leaving\n".encode())  # type: ignore[union-attr]
+def _leave(status: int, why: str) -> NoReturn:
+    # Not by way of logging or sys.stderr: what this interrupts may hold their locks.
+    with suppress(OSError):
+        os.write(2, f"queue_kit: {why}, leaving\n".encode())
     os._exit(status)
