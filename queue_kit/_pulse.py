@@ -3,6 +3,7 @@ out when a database that went away is back. Idle, a worker costs one statement a
 """
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
@@ -48,8 +49,9 @@ class Pulse:
     async def serve(self) -> None:
         """Beat for as long as this is awaited."""
         while True:
+            self._next = math.inf
             pause = await self._beat()
-            self._next = self._loop.time() + pause
+            self._next = min(self._next, self._loop.time() + pause)  # a nudge during the beat was for another one
             earliest = self._loop.time() + (NUDGE_PAUSE if self._link.is_up else pause)
             while (left := max(self._next, earliest) - self._loop.time()) > 0:
                 self._moved.clear()

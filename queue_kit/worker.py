@@ -142,7 +142,7 @@ class QueueWorker:
         async with self._starting:
             if self._crew is None:
                 await self._ended()
-                self._crew = await self._assemble()
+                self._crew = await self._assemble(listen=self._listen)
                 self._crew.begin()
 
     async def stop(self, grace: Seconds | None = None) -> None:
@@ -183,7 +183,7 @@ class QueueWorker:
         """
         if self._crew is not None:
             raise ConfigurationError("drain() is for a worker that is not started; stop it first")
-        crew = await self._assemble()
+        crew = await self._assemble(listen=False)
         try:
             await crew.drain()
         finally:
@@ -202,7 +202,7 @@ class QueueWorker:
             stop_seconds=self._grace + self._limits.cancel_grace,
         )
 
-    async def _assemble(self) -> "Crew":
+    async def _assemble(self, *, listen: bool | AsyncEngine) -> Crew:
         reading = self._engine.execution_options(queue_kit_readonly=True)
         async with reading.connect() as connection:
             await migrate.check_schema(connection)
@@ -246,7 +246,7 @@ class QueueWorker:
             engine=self._engine,
             parallel_count=self._parallel_count,
             poll_interval=self._poll_interval,
-            listen=self._listen,
+            listen=listen,
             gate=gate,
         )
 

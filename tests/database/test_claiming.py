@@ -122,7 +122,7 @@ async def how_it_ended(engine, job_id: int) -> tuple[int, str]:
 UNTYPED = {
     "data that is not JSON": "data = '{oops'",
     "data that is a blob": "data = x'ff00'",
-    "data nested too deep": "data = '" + "[" * 5_000 + "]" * 5_000 + "'",
+    "data nested too deep": "data = '" + "[" * 200_000 + "]" * 200_000 + "'",
     "an empty due time": "scheduled_at = ''",
     "a created_at that is no time": "created_at = 'yesterday'",
     "a timeout that is text": "handler_timeout = 'long'",
@@ -152,8 +152,8 @@ async def sqlite_engine(engine):
     return engine
 
 
-@pytest.mark.parametrize("data", ["9" * 5_000, "[" * 3_000 + "]" * 3_000], ids=["huge number", "nested too deep"])
-async def test_json_that_python_cannot_read_fails_with_a_reason_and_blocks_nobody(engine, jobs, ran, data):
+async def test_json_that_python_cannot_read_fails_with_a_reason_and_blocks_nobody(engine, jobs, ran):
+    data = "9" * 5_000
     bad, good = await add_jobs(engine, [NewJob("a", priority=0), NewJob("b")])
     await write_json(engine, bad, "data", f'{{"value": {data}}}')
     await asyncio.wait_for(QueueWorker(engine, jobs, parallel_count=2).drain(), 15)

@@ -2,6 +2,7 @@
 and every pool that can serve does.
 """
 
+import asyncio
 import math
 from datetime import timedelta
 from typing import Any
@@ -199,11 +200,16 @@ async def test_a_pool_smaller_than_parallel_count_is_noted_once_with_its_bound(p
 
 async def test_two_workers_on_one_engine_share_its_bound(pg_engine):
     pooled, holding, most = create_async_engine(pg_engine.url, pool_size=4, max_overflow=0, pool_timeout=5), set(), []
+    both = asyncio.Event()
 
     async def hold(event, session, job):
-        await session.execute(text("SELECT pg_sleep(0.01)"))
+        await session.execute(text("SELECT 1"))
         holding.add(job.id)
         most.append(len(holding))
+        if len(holding) == 2:
+            both.set()
+        await both.wait()
+        await session.execute(text("SELECT pg_sleep(0.01)"))  # time enough for a third one
         async with pooled.connect() as connection:  # the host's, which never waits in vain
             await connection.execute(text("SELECT 1"))
         holding.discard(job.id)
