@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 from uuid import UUID, uuid4
@@ -21,7 +22,7 @@ from queue_kit._crew import Crew
 from queue_kit._gate import gate_for
 from queue_kit._handler import Handler, HandlerFunction, check_limits
 from queue_kit._run import Limits
-from queue_kit._session import Sessions
+from queue_kit._session import FencedSession, Sessions
 from queue_kit._standalone import run_until_signal
 from queue_kit._store import Store
 from queue_kit.errors import ConfigurationError
@@ -206,7 +207,9 @@ class QueueWorker:
         reading = self._engine.execution_options(queue_kit_readonly=True)
         async with reading.connect() as connection:
             await migrate.check_schema(connection)
-        factory = self._session_factory or (lambda: AsyncSession(self._engine, expire_on_commit=False))
+        factory = self._session_factory or partial(
+            AsyncSession, self._engine, sync_session_class=FencedSession, expire_on_commit=False
+        )
         gate, bound = gate_for(self._engine.sync_engine, self._parallel_count)
         if bound is not None and 1 < bound < self._parallel_count:
             _logger.info("%d handlers at most use their session at once: the pool is shared", bound)
