@@ -204,8 +204,7 @@ class Crew:
 
     async def _check_in(self) -> None:
         """Note in the worker's row that it is alive."""
-        if not await self.store.seen(len(self._leases)):
-            await self.store.greet(f"pid {os.getpid()}", self._names)
+        await self.store.check_in(len(self._leases), f"pid {os.getpid()}", self._names)
 
     # --- what they tell each other ------------------------------------------------------------------------------------
 

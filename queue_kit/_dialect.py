@@ -62,6 +62,8 @@ def as_utc_text(instant: datetime) -> str:
 
 def as_instant(value: datetime | str) -> datetime:
     """What either driver returns for a time column, as an aware datetime. Raises `ValueError` for anything else."""
+    if value == "-infinity":
+        return LONG_AGO
     if isinstance(value, str):
         value = datetime.fromisoformat(value)
     # asyncpg returns both infinities as naive datetimes, everything else as aware ones.
@@ -140,6 +142,13 @@ class json_text(FunctionElement[Any]):  # noqa: N801
     inherit_cache = True
 
 
+class time_text(FunctionElement[Any]):  # noqa: N801
+    """A time column as ISO text: a driver that cannot read the year 10000 would fail the whole batch for one bad row."""
+
+    type = NullType()
+    inherit_cache = True
+
+
 class row_pointer(FunctionElement[Any]):  # noqa: N801
     """The physical address of a job's row: what `any_row` takes."""
 
@@ -205,7 +214,8 @@ def _(element: never, compiler: SQLCompiler, **kw: Any) -> str:
 
 @compiles(seconds_until, "postgresql")
 def _(element: seconds_until, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"CAST(extract(epoch FROM {compiler.process(element.clauses, **kw)} - clock_timestamp()) AS FLOAT)"
+    time = compiler.process(element.clauses, **kw)
+    return f"CASE WHEN isfinite({time}) THEN CAST(extract(epoch FROM {time} - clock_timestamp()) AS FLOAT) END"
 
 
 @compiles(seconds_until, "sqlite")
@@ -287,6 +297,16 @@ def _(element: json_text, compiler: SQLCompiler, **kw: Any) -> str:
 
 @compiles(json_text, "sqlite")
 def _(element: json_text, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"CAST({compiler.process(element.clauses, **kw)} AS BLOB)"
+
+
+@compiles(time_text, "postgresql")
+def _(element: time_text, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"(to_jsonb({compiler.process(element.clauses, **kw)}) #>> '{{}}')"
+
+
+@compiles(time_text, "sqlite")
+def _(element: time_text, compiler: SQLCompiler, **kw: Any) -> str:
     return compiler.process(element.clauses, **kw)
 
 

@@ -58,14 +58,15 @@ class Intake:
         idle = not len(self._leases)
         jobs = await self._claim(wanted, suspects_below=NO_LIMIT if self._suspect_seen is None else SUSPECT)
         suspects = [job for job in jobs if job.lost >= SUSPECT]
-        if idle and jobs == suspects[:1]:
-            self._suspect = jobs[0] if jobs else None
-            return jobs
-        if suspects:
-            self._suspect_seen = time.monotonic()
-            for job in suspects:
-                await self._spine.give_back(job)
-        return [job for job in jobs if job.lost < SUSPECT]
+        if idle and suspects and jobs == suspects:
+            self._suspect, *too_many = suspects
+        else:
+            too_many = suspects
+            if suspects:
+                self._suspect_seen = time.monotonic()
+        for job in too_many:
+            await self._spine.give_back(job)
+        return [job for job in jobs if job not in too_many]
 
     async def _claim(self, limit: int, *, suspects_from: int = 0, suspects_below: int = NO_LIMIT) -> list[Claimed]:
         async def claim() -> list[Claimed]:

@@ -78,6 +78,11 @@ class Sessions:
                     found = None
                     if is_connection_lost(error):
                         raise
+                if self._factory() is session:
+                    raise ConfigurationError(
+                        "session_factory gives the same session again; each run needs one of its own: pass an "
+                        "async_sessionmaker, not an async_scoped_session"
+                    )
                 if found is None:
                     raise ConfigurationError(
                         "session_factory gives sessions on another database than the worker's engine"
@@ -175,6 +180,11 @@ class HandlerSession:
         finally:
             self._release()
 
+    def retire(self) -> None:
+        """Refuse what a task that the handler left behind still asks of the session: nobody would end it."""
+        if self._killed is None:
+            self._killed = LeaseLost("the run that this session belongs to is over")
+
     async def quiesce(self) -> None:
         """Let SQLite's statement in flight fail by itself, so that the cancellation that follows leaks no lock.
 
@@ -223,6 +233,9 @@ class HandlerSession:
         """Wait for a place at the gate, unless there is one already."""
         self._refuse_when_killed()
         if self._held_since is None and self._acquire():
+            if self._held_since is not None:  # two statements at once, and the other one has come through
+                self._gate.release()
+                return
             self._held_since = time.monotonic()
             self._connected, self._quiet = asyncio.Event(), asyncio.Event()
             self._quiet.set()
@@ -256,6 +269,8 @@ class HandlerSession:
         """A transaction began, or a savepoint in it."""
         if self._driver is not None:  # a savepoint in the same transaction
             return
+        if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+            raise UnfencedCommit("a handler's session does not run in AUTOCOMMIT, where nothing checks the lease")
         self._pooled = connection.connection
         self._driver = self._last_driver = self._pooled.driver_connection
         if self._killed is not None:  # while it connected
@@ -296,6 +311,10 @@ class HandlerSession:
         if self._ending is not None:
             self._ending(session)
         else:
+            session.flush()  # or its statements would come after, and under the fence's budget
+            if not self._embedded:
+                budget = f"{max(self._lease / 3, 1.0) * 1000:.0f}"
+                session.execute(_statements.limit_lock_wait(), {"milliseconds": budget})
             self.require(session.execute(_statements.checkpoint_one(), {**self._fence, "lease": self._lease}))
         self._committing = True
 
@@ -316,7 +335,7 @@ class HandlerSession:
         """The transaction is over, one way or the other."""
         self._committing = False
         if self._embedded and self._driver is not None:
-            del self._driver._execute  # noqa: SLF001 - the connection goes back to its pool as it came
+            vars(self._driver).pop("_execute", None)  # the connection goes back to its pool as it came
         self._driver = None
         if self._held_since is not None:
             self._connected.set()

@@ -119,6 +119,7 @@ class Spine:
             outcome, written = await self._commit(run, session)
         if session.holds:
             await self._close(session)
+        session.retire()
         return outcome, written
 
     # --- the handler's own transaction --------------------------------------------------------------------------------
@@ -169,7 +170,7 @@ class Spine:
     async def _close(self, session: HandlerSession) -> None:
         closing = self._spawn(session.rollback_and_close(), "close a session")
         await asyncio.wait({closing}, timeout=None if self._store.embedded else 5.0)
-        if not closing.done():
+        if not closing.done() or closing.exception() is not None:  # a task that the handler left may be using it
             self._kill(session)
             closing.cancel()
 

@@ -28,18 +28,15 @@ from sqlalchemy import (
     delete,
     exists,
     func,
-    insert,
     literal,
     literal_column,
     not_,
     null,
     or_,
     select,
-    type_coerce,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert as insert_or_skip
-from sqlalchemy.types import NullType
 
 from queue_kit._dialect import (
     BIGINT,
@@ -56,6 +53,7 @@ from queue_kit._dialect import (
     seconds_until,
     statement_time,
     time_from_now,
+    time_text,
     with_error,
 )
 from queue_kit.job import NewJob
@@ -215,18 +213,20 @@ def claim(*, ordered: bool = True) -> Executable:
             JOB.unique_key,
             JOB.cron_name,
             JOB.cancel_requested,
-            _raw(JOB.scheduled_at),
-            _raw(JOB.created_at),
-            _raw(JOB.cron_tick),
+            time_text(JOB.scheduled_at).label("scheduled_at"),
+            time_text(JOB.created_at).label("created_at"),
+            time_text(JOB.cron_tick).label("cron_tick"),
             json_text(JOB.data).label("data"),
             json_text(JOB.trace_context).label("trace_context"),
+            _of_entry(CRON.expression).label("cron_expression"),
+            time_text(_of_entry(CRON.last_completed_at)).label("cron_last_completed_at"),
         )
     )
 
 
-def _raw(column: ColumnElement[Any]) -> ColumnElement[Any]:
-    assert isinstance(column.key, str)
-    return type_coerce(column, NullType()).label(column.key)
+def _of_entry(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """A column of the cron definition that a job is an occurrence of."""
+    return select(column).where(CRON.name == JOB.cron_name).correlate(JOBS).scalar_subquery()
 
 
 def _claimable() -> tuple[ColumnElement[bool], ...]:
@@ -304,7 +304,8 @@ def put_back() -> Executable:
     """Give jobs back to the queue. Parameters: `batch` of `id, claim_no, failed, lapsed, forgiven, delay, error`,
     `worker`.
 
-    Without `delay` the due time stays. `failed` and `lapsed` are counted, `forgiven` forgets lapsed leases.
+    Without `delay` the due time stays. `failed` and `lapsed` are counted, `forgiven` forgets lapsed leases. A job that
+    is to be cancelled does not come back.
     """
     batch = _held_batch(failed=Integer(), lapsed=Integer(), forgiven=Boolean(), delay=Float(53), error=JSON_TYPE)
     due = case((batch.delay.is_(None), JOB.scheduled_at), else_=time_from_now(batch.delay))
@@ -312,6 +313,7 @@ def put_back() -> Executable:
         update(JOBS)
         .where(_ours(batch), JOB.id == batch.id)
         .values(
+            status=case((JOB.cancel_requested, CANCELLED), else_=JOB.status),
             worker_id=null(),
             lease_until=never(),
             scheduled_at=due,
@@ -356,6 +358,12 @@ def renew() -> Executable:
 def checkpoint_one() -> Executable:
     """Renew the lease of one job inside its handler's transaction. Parameters: the fence, `lease`."""
     return update(JOBS).where(*_fence()).values(lease_until=time_from_now(_number("lease")))
+
+
+@cache
+def limit_lock_wait() -> Executable:
+    """Bound the wait for a lock in this transaction (PostgreSQL). Parameters: `milliseconds`, as text."""
+    return select(func.set_config("lock_timeout", bindparam("milliseconds", type_=Text()), literal_column("true")))
 
 
 @cache
@@ -426,12 +434,6 @@ def cron_definitions() -> Executable:
 def cron_names() -> Executable:
     """The names of all definitions."""
     return select(CRON.name)
-
-
-@cache
-def cron_definitions_named() -> Executable:
-    """What a handler may know of its cron entry. Parameters: `names`. Returns `name, expression, last_completed_at`."""
-    return select(CRON.name, CRON.expression, CRON.last_completed_at).where(member_of(CRON.name, _text("names")))
 
 
 @cache
@@ -510,16 +512,17 @@ def advance_cron() -> Executable:
 
 @cache
 def greet() -> Executable:
-    """Write a worker's row. Parameters: `id, label, host, pid, names`."""
-    return insert(WORKERS)
+    """Write a worker's row, unless it is there. Parameters: `id, label, host, pid, names`."""
+    return insert_or_skip(WORKERS).on_conflict_do_nothing()
 
 
 @cache
 def seen() -> Executable:
-    """Note that a worker is alive. Parameters: `worker`, `jobs_running`."""
+    """Note that a worker is alive, unless somebody has its row locked. Parameters: `worker`, `jobs_running`."""
+    free = select(WORKER.id).where(WORKER.id == bindparam("worker", type_=Uuid())).with_for_update(skip_locked=True)
     return (
         update(WORKERS)
-        .where(WORKER.id == bindparam("worker", type_=Uuid()))
+        .where(WORKER.id.in_(free))
         .values(seen_at=clock_time(), running=bindparam("jobs_running", type_=Integer()))
         .returning(WORKER.id)
     )

@@ -128,16 +128,9 @@ class Store:
                 "lease": self.lease,
             },
         )
-        entries = await self._cron_entries({row.cron_name for row in rows if row.cron_name is not None})
-        claimed = [_claimed(row, entries.get(row.cron_name)) for row in rows]
+        claimed = [_claimed(row) for row in rows]
         claimed.sort(key=lambda each: (each.job.priority, each.job.scheduled_at, each.job.id))
         return claimed
-
-    async def _cron_entries(self, names: set[str]) -> dict[str, Row[Any]]:
-        if not names:
-            return {}
-        rows = await self._read(_statements.cron_definitions_named(), {"names": as_batch(names)})
-        return {row.name: row for row in rows}
 
     # --- settle -------------------------------------------------------------------------------------------------------
 
@@ -207,8 +200,14 @@ class Store:
             async with self._transactions.begin() as connection:
                 return await connection.run_sync(write)
 
-        if await self._turn(transaction):
-            return Settlement.done
+        try:
+            if await self._turn(transaction):
+                return Settlement.done
+        except DBAPIError as error:
+            if is_transient(error):
+                raise
+            _logger.exception("cron job %s: its next occurrence was refused; the sweep goes on", claimed.cron_name)
+            return (await self._settle_kind(statement, [(claimed, outcome)]))[claimed.job.id]
         return (await self._fate_of([claimed]))[claimed.job.id]
 
     async def _fate_of(self, claimed: Sequence[Claimed]) -> dict[int, Settlement]:
@@ -286,10 +285,11 @@ class Store:
         row = {"id": self.worker_id, "label": label, "host": socket.gethostname(), "pid": os.getpid()}
         await self._write(_statements.greet(), {**row, "names": sorted(names)})
 
-    async def seen(self, running: int) -> bool:
-        """Note that this worker is alive; False when its row is gone."""
-        rows = await self._write(_statements.seen(), {"worker": self.worker_id, "jobs_running": running})
-        return bool(rows)
+    async def check_in(self, running: int, label: str, names: Iterable[str]) -> None:
+        """Note in this worker's row that it is alive, or write the row again when somebody deleted it."""
+        noted = await self._write(_statements.seen(), {"worker": self.worker_id, "jobs_running": running})
+        if not noted and not await self._read(_statements.worker_exists(), {"worker": self.worker_id}):
+            await self.greet(label, names)
 
     async def depart(self) -> None:
         """Delete this worker's row."""
@@ -370,9 +370,9 @@ def _ends_occurrence(claimed: Claimed, outcome: Outcome) -> bool:
     )
 
 
-def _claimed(row: Row[Any], entry: Row[Any] | None) -> Claimed:
+def _claimed(row: Row[Any]) -> Claimed:
     """The row as values. What cannot be read is said in `unreadable`, so that the job fails and not its neighbours."""
-    unreadable, data, trace, timeout, tries = None, None, None, None, None
+    unreadable, data, trace, timeout, tries, last_completed_at = None, None, None, None, None, None
     scheduled_at = created_at = LONG_AGO
     priority = retry_count = 0
     try:
@@ -383,7 +383,9 @@ def _claimed(row: Row[Any], entry: Row[Any] | None) -> Claimed:
         trace = _json(row.trace_context)
         timeout = None if row.handler_timeout is None else float(row.handler_timeout)
         tries = None if row.max_retry_count is None else int(row.max_retry_count)
-    except (ValueError, TypeError, RecursionError, AttributeError) as error:
+        if row.cron_last_completed_at is not None:
+            last_completed_at = as_instant(row.cron_last_completed_at)
+    except (ValueError, ArithmeticError, TypeError, RecursionError, AttributeError) as error:
         unreadable = f"{type(error).__name__}: {error}"
     job = Job(
         id=row.id,
@@ -394,8 +396,8 @@ def _claimed(row: Row[Any], entry: Row[Any] | None) -> Claimed:
         created_at=created_at,
         retry_count=retry_count,
         handler_timeout=timeout,
-        cron_expression=entry.expression if entry is not None else None,
-        cron_last_completed_at=entry.last_completed_at if entry is not None else None,
+        cron_expression=row.cron_expression,
+        cron_last_completed_at=last_completed_at,
     )
     return Claimed(
         job=job,

@@ -90,6 +90,9 @@ async def register_cron_jobs(db: Database, jobs: Sequence[CronJob]) -> CronPlan:
     if not isinstance(db, AsyncEngine):
         return await _register(db, wanted)
     async with db.connect() as connection:
+        if connection.dialect.name == "postgresql":
+            # Whatever the engine's default: a snapshot from before our turn would show the old definitions.
+            await connection.execution_options(isolation_level="READ COMMITTED")
         transaction = await connection.begin()
         plan = await _register(connection, wanted)
         with own_commit("the cron definitions"):
@@ -116,8 +119,9 @@ def _reconcile(connection: Connection, wanted: Mapping[str, CronJob]) -> CronPla
 
     for name in removed:
         execute(delete(CRON_ENTRIES).where(CRON.name == name))
-        if name in occurrences:
-            execute(delete(JOBS).where(JOB.id == occurrences[name].id))
+    for name, occurrence in occurrences.items():
+        if name not in wanted:  # also one that ran when its definition went, and waits for its retry now
+            execute(delete(JOBS).where(JOB.id == occurrence.id))
     now: datetime = execute(_statements.database_time()).scalar_one()
     for name in added:
         execute(insert(CRON_ENTRIES).values(name=name, next_at=now, **_columns(wanted[name])))
@@ -131,14 +135,11 @@ def _reconcile(connection: Connection, wanted: Mapping[str, CronJob]) -> CronPla
     return CronPlan(tuple(added), tuple(changed), tuple(removed), tuple(name for name in wanted if name not in touched))
 
 
+_COLUMNS = ("expression", "timezone", "priority", "data", "handler_timeout")
+
+
 def _columns(job: CronJob) -> dict[str, Any]:
-    return {
-        "expression": job.expression,
-        "timezone": job.timezone,
-        "priority": job.priority,
-        "data": job.data,
-        "handler_timeout": job.handler_timeout,
-    }
+    return {column: getattr(job, column) for column in _COLUMNS}
 
 
 def _differs(row: Row[Any], job: CronJob) -> bool:
@@ -192,17 +193,22 @@ def _store_next(execute: Any, definition: Row[Any], *, completed: bool) -> None:
     were written by hand."""
     tick = definition.next_at
     if not definition.paused:
-        schedule = Schedule.parse(definition.expression, definition.timezone, name=definition.name)
-        # Missed ticks coalesce: the next one lies after the last one stored and after now.
-        tick = schedule.after(max(definition.next_at, definition.now))
-        execute(
+        job = CronJob(**{column: getattr(definition, column) for column in ("name", *_COLUMNS)})
+        try:
+            # Missed ticks coalesce: the next one lies after the last one stored and after now.
+            tick = job.schedule().after(max(definition.next_at, definition.now))
+        except (ValueError, ArithmeticError) as error:
+            raise InvalidCron(f"it has no next tick: {error}", name=job.name, expression=job.expression) from error
+        stored = execute(
             _statements.insert_occurrence(),
             {
-                "job_name": definition.name,
-                "job_priority": definition.priority,
-                "job_data": definition.data,
-                "job_timeout": definition.handler_timeout,
+                "job_name": job.name,
+                "job_priority": job.priority,
+                "job_data": job.data,
+                "job_timeout": job.handler_timeout,
                 "tick": tick,
             },
-        )
+        ).first()
+        if stored is None:  # one was stored after our snapshot: its tick is noted already
+            tick = definition.next_at
     execute(_statements.advance_cron(), {"entry": definition.name, "tick": tick, "completed": completed})

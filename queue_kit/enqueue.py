@@ -116,7 +116,8 @@ async def _add_committed(engine: AsyncEngine, jobs: Sequence[NewJob[Any]], state
 def insert_jobs(jobs: Sequence[NewJob[Any]]) -> Executable:
     """The statement of `add_jobs`, for a sync `Session`, a `Connection` or a migration; it returns `id, unique_key`.
 
-    Rows whose `unique_key` is taken are skipped. Raises `ValueError` when `jobs` is empty.
+    Rows whose `unique_key` is taken are skipped. In a handler, use `add_jobs` to hand its own job's key over. Raises
+    `ValueError` when `jobs` is empty.
 
     >>> def migrate_data(session):
     ...     session.execute(insert_jobs([NewJob("reindex", {"table": "book"})]))

@@ -101,6 +101,8 @@ async def _conflict(session: AsyncSession, job_id: int) -> JobConflict | JobNotF
     if row.state not in (JobState.failed, JobState.cancelled):
         return JobConflict(job_id, f"is {row.state}; only failed and cancelled jobs can be retried")
     holder = (await session.execute(_statements.key_holder(), {"job_id": job_id})).scalars().first()
+    if holder is None:
+        return JobConflict(job_id, "it was changed at the same time; try again")
     return JobConflict(job_id, f"its unique key is held by job {holder}", holder_id=holder)
 
 
