@@ -124,4 +124,4 @@ def create_app() -> web.Application:
 
 
 if __name__ == "__main__":
-    web.run_app(create_app())
+    web.run_app(create_app(), host="127.0.0.1")

@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sqlalchemy import BigInteger, delete, not_, select
+from sqlalchemy import BigInteger, delete, make_url, not_, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -202,7 +202,11 @@ async def enqueue(session: AsyncSession, files: Sequence[SourceFile]) -> int:
 async def main(options: argparse.Namespace) -> None:
     """Prepare the database, add the jobs, run them, report."""
     url = options.database_url
-    engine = create_async_engine(url) if url else sqlite_engine(options.database)
+    engine = (
+        create_async_engine(make_url(url).set(drivername="postgresql+asyncpg"))
+        if url
+        else sqlite_engine(options.database)
+    )
     try:
         await migrate.upgrade(engine)
         async with engine.begin() as connection:

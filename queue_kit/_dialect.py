@@ -143,7 +143,7 @@ class json_text(FunctionElement[Any]):  # noqa: N801
 
 
 class time_text(FunctionElement[Any]):  # noqa: N801
-    """A time column as ISO text: a driver that cannot read the year 10000 would fail the whole batch for one bad row."""
+    """A time column as ISO text: a driver that cannot read the year 10000 would fail the whole batch for one row."""
 
     type = NullType()
     inherit_cache = True

@@ -60,6 +60,8 @@ def check_limits(
 
 
 def _check_function(function: object) -> None:
+    if isinstance(function, Handler):
+        raise ConfigurationError(f"{function!r} is a handler already; register the function itself")
     if not callable(function):
         raise ConfigurationError(f"a handler is an async function, not {type(function).__name__}")
     name = getattr(function, "__qualname__", repr(function))

@@ -103,6 +103,11 @@ def payload_of(function: Callable[..., object]) -> Payload:
     """The payload that a handler's third parameter, `Job[T]`, declares; plain `Job` or nothing means any object."""
     parameter = list(inspect.signature(function).parameters.values())[2]
     annotation = _resolved(function, parameter.annotation)
+    if annotation not in (inspect.Parameter.empty, Any, object, Job) and get_origin(annotation) is not Job:
+        raise ConfigurationError(
+            f"the third parameter of {getattr(function, '__qualname__', function)!s} is the job: annotate it as "
+            f"Job[...] with the payload's type, not as {_named(annotation)}; the order is (event, session, job)"
+        )
     type_ = get_args(annotation)[0] if get_origin(annotation) is Job else dict
     if type_ is Any:
         return JsonPayload(only_objects=False)

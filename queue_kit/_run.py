@@ -119,7 +119,10 @@ class Run:
             if deadline is not None:
                 deadline.cancel()
             self.event.stop()
-        return self._outcome(None if self.wedged else self.task.result())
+        if self.wedged:
+            return self._outcome(None)
+        # Cancelled is a task that cancelled itself and then returned without an await.
+        return self._outcome(asyncio.CancelledError() if self.task.cancelled() else self.task.result())
 
     def abort(self, reason: JobAborted, *, grace: float | None = None) -> None:
         """Tell the handler to end: the token first, then the cancellation, then no more waiting after the grace."""

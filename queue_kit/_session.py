@@ -14,7 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, event, util
-from sqlalchemy.exc import DBAPIError, MissingGreenlet
+from sqlalchemy.exc import DBAPIError, InvalidRequestError, MissingGreenlet
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 
@@ -135,6 +135,7 @@ class HandlerSession:
         self._token = token
         self._isolation = isolation
         self._held_since: float | None = None
+        self._entering = False
         self._committing = False
         self._ending: Callable[[Session], None] | None = None
         self._killed: JobAborted | None = None
@@ -232,10 +233,9 @@ class HandlerSession:
     def enter(self) -> None:
         """Wait for a place at the gate, unless there is one already."""
         self._refuse_when_killed()
+        if self._entering:  # it would wait for a place that this same session is about to get
+            raise InvalidRequestError("a handler's session is used by several tasks at once; give each one of its own")
         if self._held_since is None and self._acquire():
-            if self._held_since is not None:  # two statements at once, and the other one has come through
-                self._gate.release()
-                return
             self._held_since = time.monotonic()
             self._connected, self._quiet = asyncio.Event(), asyncio.Event()
             self._quiet.set()
@@ -246,10 +246,13 @@ class HandlerSession:
                 raise
 
     def _acquire(self) -> bool:
+        self._entering = True
         try:
             util.await_only(self._gate.acquire())
         except MissingGreenlet:  # somebody asks for the bind outside of a statement
             return False
+        finally:
+            self._entering = False
         return True
 
     def _release(self) -> None:

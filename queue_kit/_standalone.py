@@ -66,6 +66,8 @@ class _Signals:
         self._over = False
 
     def __enter__(self) -> Self:
+        if any(isinstance(getattr(signal.getsignal(number), "__self__", None), _Signals) for number in SIGNALS):
+            raise ConfigurationError("another worker's run() handles this process's signals; use start() and stop()")
         self._receiver, self._sender = socket.socketpair()
         self._sender.settimeout(0)  # the C handler must never wait
         try:

@@ -32,6 +32,9 @@ class NamedHandler(Handler[T]):
         self.__name__: str = getattr(function, "__name__", name)
         self.__wrapped__ = function
 
+    def __repr__(self) -> str:
+        return f"<handler {self.name!r}>"
+
     def new(
         self,
         data: T | None = None,
@@ -139,6 +142,10 @@ class Handlers(Mapping[str, Handler[Any]]):
         Raises `ConfigurationError` for a name that is taken and a function that could not run.
         """
 
+        if callable(name):
+            raise ConfigurationError('a handler has a name: write @jobs.handler("email.send") above the function')
+        _check_name(name)
+
         def register(function: HandlerFunction[T]) -> NamedHandler[T]:
             handler = NamedHandler(
                 name, function, timeout=timeout, max_retry_count=max_retry_count, retry_delay=retry_delay
@@ -172,7 +179,6 @@ class Handlers(Mapping[str, Handler[Any]]):
         self._handlers.update(other)
 
     def _add(self, name: str, handler: Handler[Any]) -> None:
-        _check_name(name)
         if name in self._handlers:
             raise ConfigurationError(f"{name!r} is already registered")
         self._handlers[name] = handler

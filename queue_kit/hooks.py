@@ -5,13 +5,14 @@ raises is logged and swallowed, so watching never harms a job.
 """
 
 import asyncio
+import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from queue_kit.errors import InvalidJob
+from queue_kit.errors import ConfigurationError, InvalidJob
 from queue_kit.event import Span
 from queue_kit.job import Job, NewJob, Outcome, check_payload
 
@@ -26,6 +27,7 @@ class _Installed:
 
 
 _installed: list[_Installed] = []
+_METHODS = ("on_enqueue", "on_enqueued", "on_started", "on_settled", "on_worker_state")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +72,15 @@ def install_hooks(*hooks: object) -> Callable[[], None]:
 
     A hook has any of `on_enqueued(Enqueued)`, `on_started(Started)`, `on_settled(Settled)` and
     `on_worker_state(WorkerState)`. An installed hook may also have `on_enqueue(NewJob)`, which may return the
-    `trace_context` (a JSON mapping) to store with the job. ORM and plain SQL inserts call no hook.
+    `trace_context` (a JSON mapping) to store with the job. ORM and plain SQL inserts call no hook. Raises
+    `ConfigurationError` for an object with none of these, or with an async one.
 
     >>> class Counter:
     ...     def on_settled(self, record): ...
     >>> uninstall = install_hooks(Counter())
     >>> uninstall()
     """
+    check_hooks(hooks)
     installed = [_Installed(hook) for hook in hooks]
     _installed.extend(installed)
 
@@ -84,6 +88,16 @@ def install_hooks(*hooks: object) -> Callable[[], None]:
         _installed[:] = [entry for entry in _installed if entry not in installed]
 
     return uninstall
+
+
+def check_hooks(hooks: Iterable[object]) -> None:
+    """Refuse, with a `ConfigurationError`, what would never hear anything."""
+    for hook in hooks:
+        found = [listener for method in _METHODS if (listener := _listener(hook, method)) is not None]
+        if not found:
+            raise ConfigurationError(f"a hook has any of the methods {', '.join(_METHODS)}; {hook!r} has none")
+        if any(map(inspect.iscoroutinefunction, found)):
+            raise ConfigurationError(f"the methods of a hook are ordinary functions, but {hook!r} has an async one")
 
 
 def trace_context_for(job: NewJob[Any]) -> Mapping[str, Any] | None:
@@ -111,6 +125,7 @@ class Observers:
     """The hooks of one worker, and those installed for the process."""
 
     def __init__(self, hooks: Sequence[object]) -> None:
+        check_hooks(hooks)
         self._hooks = tuple(hooks)
 
     def started(self, record: Started) -> None:
@@ -128,6 +143,13 @@ class Observers:
     def _emit(self, method: str, record: object) -> None:
         for hook in (*self._hooks, *(entry.hook for entry in _installed)):
             _call(hook, method, record)
+
+
+def _listener(hook: object, method: str) -> object:
+    try:
+        return getattr(hook, method, None)
+    except Exception:  # noqa: BLE001 - it is told when it is called
+        return hook
 
 
 def _call(hook: object, method: str, record: object) -> object:

@@ -252,7 +252,13 @@ def _current(context: MigrationContext) -> int:
     assert connection is not None
     if not inspect(connection).has_table(_version_table.name):
         return 0
-    return int(connection.execute(select(_version_table.c.version_num)).scalar_one_or_none() or 0)
+    version = int(connection.execute(select(_version_table.c.version_num)).scalar_one_or_none() or 0)
+    if version and not inspect(connection).has_table("queue_kit_schema"):
+        raise ConfigurationError(
+            f"{_version_table.name} says that the tables are there, at version {version}, but they are not: drop it as "
+            "well, then migrate again"
+        )
+    return version
 
 
 def _revision(version: int, op: Operations) -> Any:

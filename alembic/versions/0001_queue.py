@@ -19,7 +19,7 @@ _SQLITE_NOW = "strftime('%Y-%m-%d %H:%M:%f', 'now')"
 # A new or re-timed job is placed by the database, so that ORM, Core and plain SQL inserts all land right.
 _POSTGRESQL = (
     """
-    CREATE FUNCTION queue_kit_job_place() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS
+    CREATE OR REPLACE FUNCTION queue_kit_job_place() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS
     $$ BEGIN NEW.status := 0; RETURN NEW; END $$
     """,
     """
@@ -28,7 +28,7 @@ _POSTGRESQL = (
     EXECUTE FUNCTION queue_kit_job_place()
     """,
     """
-    CREATE FUNCTION queue_kit_job_notify() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS
+    CREATE OR REPLACE FUNCTION queue_kit_job_notify() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS
     $$ BEGIN PERFORM pg_catalog.pg_notify('queue_kit_job', ''); RETURN NULL; END $$
     """,
     """

@@ -67,6 +67,15 @@ async def any_parameters(*args): ...
 async def needs_a_keyword(event, session, job, *, more): ...
 
 
+async def ok(event, session, job): ...
+
+
+async def payload_for_job(event, session, job: dict): ...
+
+
+async def job_first(job: Job, session, event: Event): ...
+
+
 class SyncCallable:
     def __call__(self, event, session, job): ...
 
@@ -82,6 +91,9 @@ class SyncCallable:
         (keyword_only, "three positional parameters"),
         (any_parameters, "three positional parameters"),
         (needs_a_keyword, "three positional parameters"),
+        (payload_for_job, r"annotate it as Job\[\.\.\.\].*not as dict"),
+        (job_first, r"the order is \(event, session, job\)"),
+        (Handlers().add("other", ok), "<handler 'other'> is a handler already"),
         (None, "async function, not NoneType"),
         ("text", "async function, not str"),
     ],
@@ -93,6 +105,12 @@ def test_a_function_that_could_not_run_is_refused(jobs, function, problem):
         jobs.add("a", function)
     with pytest.raises(ConfigurationError, match=problem):
         Handler(function)
+    assert dict(jobs) == {}
+
+
+def test_a_decorator_without_a_name_is_refused(jobs):
+    with pytest.raises(ConfigurationError, match=r'@jobs.handler\("email.send"\)'):
+        jobs.handler(ok)
     assert dict(jobs) == {}
 
 

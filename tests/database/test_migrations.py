@@ -165,6 +165,16 @@ async def test_a_newer_database_is_left_alone(engine):
     assert await tables(engine) == OURS
 
 
+async def test_tables_that_were_dropped_by_hand_are_named_with_the_mend(engine):
+    for table in OURS - {"queue_kit_alembic_version"}:
+        await execute(engine, f"DROP TABLE {table}")
+    with pytest.raises(ConfigurationError, match="drop it as well, then migrate again"):
+        await migrate.upgrade(engine)
+    await execute(engine, "DROP TABLE queue_kit_alembic_version")
+    await migrate.upgrade(engine)
+    await check(engine)
+
+
 async def test_the_tables_lie_where_the_connection_looks(postgres_url):
     settings = {"server_settings": {"search_path": "jobs"}}
     there, here = create_async_engine(postgres_url, connect_args=settings), create_async_engine(postgres_url)

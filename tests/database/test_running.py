@@ -364,6 +364,18 @@ async def test_what_an_error_says_stays_on_one_line_of_the_log(engine, jobs, cap
     assert record.getMessage().isprintable()
 
 
+async def test_a_handler_that_cancels_itself_and_returns_fails_and_keeps_no_slot(engine, jobs):
+    @jobs.handler("cancels", max_retry_count=1)
+    async def cancels(event, session, job):
+        asyncio.current_task().cancel()
+
+    hook = Recorder()
+    await add_jobs(engine, [NewJob("cancels", priority=0), NewJob("note")])
+    async with QueueWorker(engine, jobs, hooks=[hook]):
+        await until(lambda: len(hook.settled) == 2)
+    assert hook.verdicts == ["failed", "completed"]
+
+
 # --- hooks ------------------------------------------------------------------------------------------------------------
 
 

@@ -206,6 +206,22 @@ async def test_run_is_refused_outside_the_main_thread_and_starts_nothing(engine)
     assert await worker_rows(engine) == []
 
 
+async def test_a_second_run_in_one_process_is_refused_and_the_first_goes_on(engine):
+    states: list[str] = []
+
+    class Hook:
+        def on_worker_state(self, record) -> None:
+            states.append(record.state)
+
+    first = asyncio.create_task(QueueWorker(engine, {}, hooks=[Hook()]).run())
+    await until(lambda: states)
+    with pytest.raises(ConfigurationError, match=r"another worker's run\(\).*use start\(\) and stop\(\)"):
+        await QueueWorker(engine, {}).run()
+    signal.raise_signal(TERM)
+    await asyncio.wait_for(first, AT_ONCE)
+    assert states == ["started", "stopping", "stopped"]
+
+
 async def test_run_in_the_main_thread_hears_the_process_signal_and_takes_its_handlers_back(engine):
     before = signal.getsignal(TERM)
     states: list[str] = []

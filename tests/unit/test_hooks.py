@@ -11,7 +11,19 @@ from uuid import UUID
 
 import pytest
 
-from queue_kit import Enqueued, Job, NewJob, Outcome, Settled, Started, Verdict, WorkerState, insert_jobs, install_hooks
+from queue_kit import (
+    ConfigurationError,
+    Enqueued,
+    Job,
+    NewJob,
+    Outcome,
+    Settled,
+    Started,
+    Verdict,
+    WorkerState,
+    insert_jobs,
+    install_hooks,
+)
 from queue_kit.hooks import Observers, emit_enqueued, trace_context_for
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -79,10 +91,25 @@ def test_a_hook_has_any_of_the_methods(install):
         def on_settled(self, record):
             heard.append(record)
 
-    install(object(), OnlySettled())
-    tell_everything(Observers([OnlySettled(), object()]))
+    install(OnlySettled())
+    tell_everything(Observers([OnlySettled()]))
     emit_enqueued([ENQUEUED])
     assert heard == [SETTLED, SETTLED]
+
+
+class Misspelt:
+    def on_settle(self, record): ...
+
+
+class Async:
+    async def on_settled(self, record): ...
+
+
+@pytest.mark.parametrize("hook", [object(), 5, Misspelt(), Async()], ids=["none", "no hook", "misspelt", "async"])
+def test_what_would_never_hear_anything_is_refused(hook):
+    for take in (install_hooks, lambda hook: Observers([hook])):
+        with pytest.raises(ConfigurationError, match="hook"):
+            take(hook)
 
 
 class BrokenHook:
