@@ -181,6 +181,13 @@ class HandlerSession:
         finally:
             self._release()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a task that the handler left behind is inside a statement. On PostgreSQL a rollback beside it would
+        end the transaction under it, and what it writes would commit by itself. (SQLite's driver takes turns.)"""
+        mutex = getattr(self._pooled.dbapi_connection, "_execute_mutex", None) if self._driver is not None else None
+        return mutex is not None and mutex.locked()
+
     def retire(self) -> None:
         """Refuse what a task that the handler left behind still asks of the session: nobody would end it."""
         if self._killed is None:

@@ -168,6 +168,8 @@ class Spine:
         return (run.broken_off(error) if session.broke(error) else run.failure(error)), False
 
     async def _close(self, session: HandlerSession) -> None:
+        if session.busy:
+            self._kill(session)
         closing = self._spawn(session.rollback_and_close(), "close a session")
         await asyncio.wait({closing}, timeout=None if self._store.embedded else 5.0)
         if not closing.done() or closing.exception() is not None:  # a task that the handler left may be using it

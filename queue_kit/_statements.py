@@ -494,14 +494,14 @@ def insert_occurrence() -> Executable:
 
 @cache
 def advance_cron() -> Executable:
-    """Note the tick of the occurrence just stored, and with `completed` that one succeeded. Parameters: `entry`,
-    `tick`, `completed`."""
+    """Note the tick of the occurrence just stored, if one was, and with `completed` that one succeeded. Parameters:
+    `entry`, `tick` (or None), `completed`."""
     completed = bindparam("completed", type_=Boolean())
     return (
         update(CRON_ENTRIES)
         .where(CRON.name == bindparam("entry", type_=Text()))
         .values(
-            next_at=bindparam("tick", type_=UtcDateTime()),
+            next_at=func.coalesce(bindparam("tick", type_=UtcDateTime()), CRON.next_at),
             last_completed_at=case((completed, clock_time()), else_=CRON.last_completed_at),
         )
     )

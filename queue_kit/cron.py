@@ -191,7 +191,7 @@ def mend(execute: Execute) -> Mended:
 def _store_next(execute: Any, definition: Row[Any], *, completed: bool) -> None:
     """Store the next occurrence of a definition. Raises `InvalidCron`, with nothing changed, for one whose columns
     were written by hand."""
-    tick = definition.next_at
+    noted = None
     if not definition.paused:
         job = CronJob(**{column: getattr(definition, column) for column in ("name", *_COLUMNS)})
         try:
@@ -209,6 +209,6 @@ def _store_next(execute: Any, definition: Row[Any], *, completed: bool) -> None:
                 "tick": tick,
             },
         ).first()
-        if stored is None:  # one was stored after our snapshot: its tick is noted already
-            tick = definition.next_at
-    execute(_statements.advance_cron(), {"entry": definition.name, "tick": tick, "completed": completed})
+        if stored is not None:  # else one was stored after our snapshot, and its tick is noted already
+            noted = tick
+    execute(_statements.advance_cron(), {"entry": definition.name, "tick": noted, "completed": completed})

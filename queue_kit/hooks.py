@@ -148,8 +148,8 @@ class Observers:
 def _listener(hook: object, method: str) -> object:
     try:
         return getattr(hook, method, None)
-    except Exception:  # noqa: BLE001 - it is told when it is called
-        return hook
+    except Exception:  # noqa: BLE001 - it is logged when the hook is called
+        return True
 
 
 def _call(hook: object, method: str, record: object) -> object:
