@@ -7,6 +7,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from queue_kit import JobRow, JobState, NewJob, add_job, add_jobs
 from queue_kit.models import JOBS, CronRow
+from tests.database.running import worker_rows
 from tests.support import count_jobs, effects, make_effects, row_of, until
 
 SCRIPT = Path(__file__).with_name("crashing.py")
@@ -99,6 +101,30 @@ async def test_killed_workers_do_every_effect_exactly_once(engine, database_url)
     assert await effects(engine) == ids
     assert await count_jobs(engine, JobRow.state == JobState.completed.value) == count
     assert await count_jobs(engine, JobRow.retry_count > 0) == 0
+
+
+async def test_another_worker_starts_a_killed_workers_job_within_a_lease_and_a_poll(engine, database_url, tmp_path):
+    lease, poll, margin = timedelta(seconds=1), timedelta(seconds=1.5), timedelta(seconds=2)
+    done = tmp_path / "done"
+    job_id = await add_job(engine, "freeze", {"until": str(done)})
+    async with crowd(database_url, lease.total_seconds()) as workers:
+        (first,) = await workers.start()
+        await until(lambda: "running" in first.lines)
+        (second,) = await workers.start()
+
+        async def both_are_there() -> bool:
+            return len(await worker_rows(engine)) == 2
+
+        await until(both_are_there)
+        await first.end()
+        held = await row_of(engine, job_id)
+        await until(lambda: "running" in second.lines)
+        taken = await row_of(engine, job_id)
+        done.touch()
+        await reached(engine, 1)
+    assert (held.claim_no, taken.claim_no, taken.lost) == (1, 2, 1)
+    assert taken.lease_until - lease <= held.lease_until + poll + margin
+    assert await effects(engine) == [job_id]
 
 
 async def reached(engine: AsyncEngine, count: int, *, seconds: float = 40.0) -> None:
