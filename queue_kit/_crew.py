@@ -32,10 +32,6 @@ from queue_kit.job import Outcome, Verdict
 _logger = logging.getLogger("queue_kit.worker")
 
 
-CLAIM = "queue_kit: claim"
-"""The name of the task that claims, which a stop waits for."""
-
-
 class Crew:
     """Everything that lives from one start to its stop."""
 
@@ -83,7 +79,7 @@ class Crew:
         )
         self._renew_now = asyncio.Event()
         self._pullers: set[asyncio.Task[None]] = set()
-        self._services: set[asyncio.Task[None]] = set()
+        self._claiming: asyncio.Task[None] | None = None
         self._main: asyncio.Task[None] | None = None
         self._unsubscribe: Callable[[], None] | None = None
         self._exhausted = False
@@ -104,7 +100,7 @@ class Crew:
         async with asyncio.TaskGroup() as group:
             for number in range(self._parallel_count):
                 self._pullers.add(group.create_task(self._pull(), name=f"queue_kit: puller {number}"))
-            self._serving(group, self._claims.serve, CLAIM)
+            self._claiming = self._serving(group, self._claims.serve, "queue_kit: claim")
             self._serving(group, self._leases.watch, "queue_kit: watch leases")
             self._serving(group, self._keep_leases, "queue_kit: renew leases")
             self._serving(group, self._pulse.serve, "queue_kit: pulse")
@@ -115,7 +111,7 @@ class Crew:
                 listener = Listener(engine, on_job=self._heard, on_cancel=self._renew_now.set)
                 self._serving(group, listener.serve, "queue_kit: listen")
 
-    def _serving(self, group: asyncio.TaskGroup, serve: Callable[[], Awaitable[None]], name: str) -> None:
+    def _serving(self, group: asyncio.TaskGroup, serve: Callable[[], Awaitable[None]], name: str) -> asyncio.Task[None]:
         async def guarded() -> None:
             while True:
                 try:
@@ -125,7 +121,7 @@ class Crew:
                     _logger.exception("the worker's task %r failed and is started again", name)
                     await asyncio.sleep(1.0)
 
-        self._services.add(group.create_task(guarded(), name=name))
+        return group.create_task(guarded(), name=name)
 
     async def drain(self) -> None:
         """Work until nothing is due."""
@@ -148,8 +144,8 @@ class Crew:
         deadline = time.monotonic() + grace + self._cancel_grace
         self.close()
         working = set(self._pullers)
-        if self._link.is_up:  # else the claim would wait for the database, with nothing to give back
-            working |= {task for task in self._services if task.get_name() == CLAIM}
+        if self._claiming is not None and self._link.is_up:  # down, it would wait with nothing to give back
+            working.add(self._claiming)
         if working:
             await asyncio.wait(working, timeout=grace)
         for run in self._leases.runs():

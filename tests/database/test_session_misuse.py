@@ -8,8 +8,17 @@ from sqlalchemy import text
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker, create_async_engine
 
-from queue_kit import ConfigurationError, Handlers, JobState, LeaseLost, NewJob, QueueWorker, UnfencedCommit, add_job
-from queue_kit import add_jobs as add
+from queue_kit import (
+    ConfigurationError,
+    Handlers,
+    JobState,
+    LeaseLost,
+    NewJob,
+    QueueWorker,
+    UnfencedCommit,
+    add_job,
+    add_jobs,
+)
 from tests.support import ADD_EFFECT, Recorder, effects, make_effects, row_of, until
 
 
@@ -48,7 +57,7 @@ async def test_a_task_that_outlives_its_handler_gets_nothing_from_its_session(en
         await until(lambda: hook.settled)
         over.set()
         await asyncio.wait(left)
-        await add(engine, [NewJob("use")] * 3)  # SQLite's lock is free
+        await add_jobs(engine, [NewJob("use")] * 3)  # SQLite's lock is free
         await until(lambda: len(hook.settled) == 4)
     assert hook.verdicts == ["failed", "completed", "completed", "completed"]
     if not inside:
@@ -63,7 +72,7 @@ async def test_a_session_that_several_tasks_use_at_once_costs_its_own_job_only(e
         await asyncio.gather(*(session.execute(text("SELECT 1")) for _ in range(3)))
 
     hook = Recorder()
-    await add(engine, [NewJob("shares", handler_timeout=20)] * 4 + [NewJob("use")] * 8)
+    await add_jobs(engine, [NewJob("shares", handler_timeout=20)] * 4 + [NewJob("use")] * 8)
     async with QueueWorker(engine, jobs, parallel_count=12, hooks=[hook]):
         await until(lambda: len(hook.settled) == 12)
     failures = {error["class"] for record in hook.settled if (error := record.outcome.error)}
