@@ -338,3 +338,19 @@ async def test_several_suspects_run_one_after_the_other(engine):
     async with QueueWorker(engine, {"suspect": suspect}, parallel_count=4, poll_interval=0.05, hooks=[hook]):
         await until(lambda: len(hook.settled) == 3)
     assert most == [1, 1, 1]
+
+
+async def test_suspects_that_are_due_together_are_all_drained_one_after_the_other(engine):
+    running, most = set(), []
+
+    async def note(event, session, job):
+        running.add(job.id)
+        await asyncio.sleep(0)
+        most.append(len(running))
+        running.discard(job.id)
+
+    ids = await add_jobs(engine, [NewJob("suspect", max_retry_count=9)] * 3)
+    for job_id in ids:
+        await lapse(engine, job_id, times=2)
+    counts = await QueueWorker(engine, {"suspect": note}, parallel_count=2).drain()
+    assert (counts["completed"], most) == (3, [1, 1, 1])

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from sqlalchemy import Engine, delete, event, func, select
+from sqlalchemy import Engine, delete, event, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from queue_kit import (
@@ -25,7 +25,7 @@ from queue_kit import (
 )
 from queue_kit.models import JOBS, WORKERS
 from tests.database.clock import database_now, lease
-from tests.database.running import Gate, Refusing
+from tests.database.running import Gate, Refusing, worker_rows
 from tests.support import ADD_EFFECT, Recorder, count_jobs, effects, make_effects, move, row_of, until
 
 SHORT = 1.0
@@ -356,3 +356,30 @@ async def test_an_ending_whose_row_is_locked_waits_and_the_others_do_not(pg_engi
     assert hook.verdicts == [way] * 4
     assert {(await row_of(pg_engine, job_id)).claim_no for job_id in ids} == {1}
     assert len({(await row_of(pg_engine, job_id)).state for job_id in ids}) == 1
+
+
+async def test_a_lock_on_the_workers_row_ends_no_run(pg_engine):
+    gate, hook = Gate(), Recorder()
+    job_id = await add_job(pg_engine, "long")
+    async with QueueWorker(pg_engine, {"long": gate.__call__}, lease=1, hooks=[hook]) as worker:
+        await until(lambda: gate.running)
+        async with pg_engine.connect() as other, other.begin():
+            await other.execute(text("DELETE FROM queue_kit_worker"))
+            before = (await row_of(pg_engine, job_id)).lease_until
+
+            async def renewed() -> bool:
+                return (await row_of(pg_engine, job_id)).lease_until > before
+
+            for _ in range(4):
+                await until(renewed)
+                before = (await row_of(pg_engine, job_id)).lease_until
+            assert worker.healthy
+        gate.open.set()
+        await until(lambda: hook.settled)
+
+        async def row_is_back() -> bool:
+            return bool(await worker_rows(pg_engine))
+
+        await until(row_is_back)
+    assert hook.verdicts == ["completed"]
+    assert "database_down" not in hook.states

@@ -16,12 +16,14 @@ from queue_kit import (
     AmbiguousCommit,
     Cancelled,
     Handler,
+    Handlers,
     Insights,
     JobConflict,
     JobNotFound,
     JobRow,
     JobState,
     QueueWorker,
+    Snooze,
     add_job,
     cancel_job,
     get_job,
@@ -383,3 +385,23 @@ async def test_anything_else_is_no_database(engine):
                 await operation
         with pytest.raises(TypeError, match="AsyncSession, AsyncConnection or AsyncEngine"):
             await queue_insights(wrong)
+
+
+@pytest.mark.parametrize("ending", [Snooze(600), ValueError("again")], ids=["snoozes", "fails"])
+async def test_a_job_that_is_to_be_cancelled_does_not_come_back(engine, ending):
+    gate, jobs = asyncio.Event(), Handlers()
+
+    @jobs.handler("a", retry_delay=600, max_retry_count=5)
+    async def ends(event, session, job):
+        await gate.wait()
+        raise ending
+
+    job_id = await add_job(engine, "a", unique_key="k")
+    hook = Recorder()
+    async with QueueWorker(engine, jobs, listen=False, hooks=[hook]):
+        await until(lambda: hook.started)
+        assert await cancel_job(engine, job_id) is JobState.running
+        gate.set()
+        await until(lambda: hook.settled)
+    assert (await row_of(engine, job_id)).state is JobState.cancelled
+    assert await add_job(engine, "a", unique_key="k") is not None
