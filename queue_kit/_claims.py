@@ -1,48 +1,102 @@
 """Idle pullers on one side, claimed jobs on the other. One loop claims for all who wait, so a wake-up costs one
-statement and wakes one task, however many pullers there are.
+statement and wakes one task, however many pullers there are. What it claims ahead waits in the window.
 """
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 
+from queue_kit._pace import Pace
+from queue_kit._window import Window
 from queue_kit.job import Claimed
+
+BYTES_AHEAD = 4_194_304
+"""Payload, as text, that is held ahead at most."""
+
+STALE = 1.0
+"""Seconds after which a job held ahead goes back to the queue: its pullers turned out slower than they looked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Haul:
+    """What a claim brought, best first, and whether there may be more."""
+
+    jobs: Sequence[Claimed] = ()
+    more: bool = False
 
 
 class Claims:
-    """Hands jobs to pullers. `fetch(n)` claims up to n jobs; `give_back(job)` takes one that nobody can run."""
+    """Hands jobs to pullers.
+
+    `fetch(wanted, ahead, bytes_ahead)` claims for free pullers and ahead of them, `give_back(job)` takes a job that
+    nobody can run; nothing held ahead is handed out while not `ready()`.
+    """
 
     def __init__(
-        self, fetch: Callable[[int], Awaitable[list[Claimed]]], give_back: Callable[[Claimed], Awaitable[None]]
+        self,
+        fetch: Callable[[int, int, int], Awaitable[Haul]],
+        give_back: Callable[[Claimed], None],
+        pace: Pace,
+        *,
+        ready: Callable[[], bool],
     ) -> None:
         self._fetch = fetch
         self._give_back = give_back
+        self._pace = pace
+        self._ready = ready
+        self._window = Window()
+        self._low = 0
+        """How few jobs held ahead make the loop claim again."""
         self._idle: deque[asyncio.Future[Claimed | None]] = deque()
         self._hungry = asyncio.Event()
         self._wakeup = asyncio.Event()
         self._dry = asyncio.Event()
+        self._shedding: asyncio.TimerHandle | None = None
         self._pullers = 0
-        self._delivered = 0
+        self._dry_runs = 0
+        self.delivered = 0
+        """How many jobs were handed to pullers so far."""
         self.closed = False
         self._eager = False
         """Whether to claim again whenever a puller comes back, for a drain."""
+
+    @property
+    def puller_waits(self) -> bool:
+        """Whether a puller waits."""
+        return bool(self._idle)
 
     def wake(self) -> None:
         """There may be something to claim."""
         self._wakeup.set()
 
     def close(self) -> None:
-        """Claim nothing more and send the waiting pullers home."""
+        """Claim nothing more, send the waiting pullers home and give back what is held ahead."""
         self.closed = True
-        while self._idle:
-            self._deliver(None)
+        while (puller := self._next_idle()) is not None:
+            puller.set_result(None)
+        self.shed()
+        if self._shedding is not None:
+            self._shedding.cancel()
         self._hungry.set()
         self._wakeup.set()
+
+    def shed(self, *, older_than: float = 0.0) -> None:
+        """Give back the jobs that are held ahead for longer than this many seconds."""
+        for job in self._window.shed(before=time.monotonic() - older_than):
+            self._give_back(job)
 
     async def next(self) -> Claimed | None:
         """The next job for one puller; `None` once there will be none."""
         if self.closed:
             return None
+        if self._window and self._ready():
+            self.delivered += 1
+            job = self._window.pop()
+            if len(self._window) < self._low:
+                self._hungry.set()
+            return job
         puller: asyncio.Future[Claimed | None] = asyncio.get_running_loop().create_future()
         self._idle.append(puller)
         self._hungry.set()
@@ -53,37 +107,70 @@ class Claims:
     async def run_dry(self, pullers: int) -> int:
         """Wait until all of this many pullers are idle and a claim for all of them finds nothing; returns how many
         jobs they were given meanwhile."""
-        before = self._delivered
+        before = self.delivered
+        self._dry_runs += 1  # a claim that is under way does not count
         self._eager = True
         self._pullers = pullers
         self._dry.clear()
         self._wakeup.set()
         await self._dry.wait()
-        return self._delivered - before
+        return self.delivered - before
 
     async def serve(self) -> None:
-        """Claim for whoever waits, until closed."""
+        """Claim for whoever waits, and ahead, until closed."""
         while not self.closed:
             await self._hungry.wait()
             self._wakeup.clear()  # before the claim, or a wake-up between claim and wait would be lost
             wanted = len(self._idle)
-            jobs = await self._fetch(wanted) if wanted else []
-            for job in jobs:
-                if self.closed or not self._deliver(job):
-                    await self._give_back(job)
-                else:
-                    self._delivered += 1
-            if not jobs and wanted == self._pullers:
+            room = max(self._pace.ahead() - len(self._window), 0)
+            dry_run = self._dry_runs if wanted == self._pullers and not self._window else None
+            haul = (
+                await self._fetch(wanted, room, max(BYTES_AHEAD - self._window.size, 0)) if wanted or room else Haul()
+            )
+            self._take(haul)
+            if not haul.jobs and not haul.more and dry_run == self._dry_runs:
                 self._dry.set()
             if not self._idle:
                 self._hungry.clear()
-            elif len(jobs) < wanted and not self.closed:
+            elif not haul.more and not self.closed:
                 await self._wakeup.wait()
 
-    def _deliver(self, job: Claimed | None) -> bool:
+    def _take(self, haul: Haul) -> None:
+        if self.closed:
+            for job in haul.jobs:
+                self._give_back(job)
+            return
+        # A job that lost a lease is never held ahead, so these come first.
+        for job in haul.jobs:
+            if job.lost and not self._deliver(job):
+                self._give_back(job)
+        self._window.put((job for job in haul.jobs if not job.lost), at=time.monotonic())
+        while self._window and self._deliver(self._window.best):
+            self._window.pop()
+        self._low = len(self._window) // 2 if haul.more else 0
+        if self._window and self._shedding is None:
+            self._shed_later()
+
+    def _shed_later(self) -> None:
+        self._shedding = asyncio.get_running_loop().call_later(STALE / 2, self._shed_stale)
+
+    def _shed_stale(self) -> None:
+        self._shedding = None
+        self.shed(older_than=STALE)
+        if self._window:
+            self._shed_later()
+
+    def _deliver(self, job: Claimed) -> bool:
+        puller = self._next_idle()
+        if puller is None:
+            return False
+        puller.set_result(job)
+        self.delivered += 1
+        return True
+
+    def _next_idle(self) -> asyncio.Future[Claimed | None] | None:
         while self._idle:
             puller = self._idle.popleft()
             if not puller.done():
-                puller.set_result(job)
-                return True
-        return False
+                return puller
+        return None

@@ -19,9 +19,12 @@ from queue_kit._handler import Handler
 from queue_kit._intake import Intake
 from queue_kit._leases import Leases
 from queue_kit._link import Link
+from queue_kit._pace import Pace
 from queue_kit._pulse import Pulse
 from queue_kit._run import Limits
+from queue_kit._scan import Scan
 from queue_kit._session import Sessions
+from queue_kit._sleep import Sleep
 from queue_kit._spine import Spine
 from queue_kit._store import Store
 from queue_kit._wakeup import Listener, on_commit
@@ -46,6 +49,7 @@ class Crew:
         engine: AsyncEngine,
         parallel_count: int,
         poll_interval: float,
+        prefetch: int | None,
         listen: bool | AsyncEngine,
         gate: asyncio.Semaphore,
     ) -> None:
@@ -59,24 +63,34 @@ class Crew:
         self._link = Link(on_change=self._announce, on_trouble=self._probe)
         # While one of our handlers holds SQLite's write lock nobody can claim its jobs, so no lease lapses meanwhile.
         self._leases = Leases(store, protected=lambda: store.embedded and gate.locked())
+        pace = Pace(parallel_count, most=prefetch)
+        scan = Scan(strict=pace.strict)
         self.spine = Spine(
             handlers,
             limits,
             store=store,
             leases=self._leases,
             link=self._link,
+            pace=pace,
             sessions=sessions,
             observers=observers,
             on_settled=self._settled,
             on_wedged=self._count_wedged,
         )
         self._intake = Intake(
-            store, self._leases, self.spine, parallel_count=parallel_count, stopping=lambda: self._claims.closed
+            store,
+            self._leases,
+            self.spine,
+            scan,
+            parallel_count=parallel_count,
+            stopping=lambda: self._claims.closed,
+            wake=self._wake,
         )
-        self._claims = Claims(self._intake.fetch, self.spine.give_back)
+        self._claims = Claims(self._intake.fetch, self.spine.give_back, pace, ready=lambda: self.healthy)
         self._pulse = Pulse(
-            store, self._link, poll_interval=poll_interval, wake=self._claims.wake, check_in=self._check_in
+            store, self._link, scan, poll_interval=poll_interval, wake=self._wake, check_in=self._check_in
         )
+        self._sleep: Sleep | None = None
         self._renew_now = asyncio.Event()
         self._pullers: set[asyncio.Task[None]] = set()
         self._claiming: asyncio.Task[None] | None = None
@@ -108,8 +122,15 @@ class Crew:
                 self._unsubscribe = on_commit(self._engine, self._heard)
             elif self._listen is not False:
                 engine = self.store.engine if self._listen is True else self._listen
-                listener = Listener(engine, on_job=self._heard, on_cancel=self._renew_now.set)
+                self._sleep = Sleep(
+                    note=self._note_sleep,
+                    look=self._heard,
+                    started=lambda: self._claims.delivered,
+                    idle=lambda: self._claims.puller_waits,
+                )
+                listener = Listener(engine, on_job=self._sleep.woken, on_cancel=self._renew_now.set)
                 self._serving(group, listener.serve, "queue_kit: listen")
+                self._serving(group, self._sleep.serve, "queue_kit: sleep")
 
     def _serving(self, group: asyncio.TaskGroup, serve: Callable[[], Awaitable[None]], name: str) -> asyncio.Task[None]:
         async def guarded() -> None:
@@ -125,11 +146,13 @@ class Crew:
 
     async def drain(self) -> None:
         """Work until nothing is due."""
+        self._intake.thorough = True
         self.begin()
         busy = True
         while busy:
             moved = await self._pulse.sweep() == 0
             busy = await self._claims.run_dry(self._parallel_count) > 0 or moved
+            await self.spine.flushed()
 
     def close(self) -> None:
         """Claim and begin nothing from here on."""
@@ -152,6 +175,9 @@ class Crew:
             run.abort(ShuttingDown("the worker stops"), grace=self._cancel_grace * 0.6)
         if any(not task.done() for task in working):
             await asyncio.wait(working, timeout=max(deadline - time.monotonic() - 0.1, 0.05))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(deadline - time.monotonic() - 0.1, 0.05)):
+                await self.spine.flushed()
         self._leaving = asyncio.create_task(self._leave(), name="queue_kit: leave")
         await asyncio.wait({self._leaving}, timeout=max(deadline - time.monotonic(), 0.5))
         self._announce("stopped")
@@ -178,7 +204,7 @@ class Crew:
         while (claimed := await self._claims.next()) is not None:
             try:
                 if self._claims.closed:
-                    await self.spine.give_back(claimed)
+                    self.spine.give_back(claimed)
                 else:
                     await self.spine.work(claimed)
             except Exception:
@@ -191,18 +217,32 @@ class Crew:
                 async with asyncio.timeout(self._leases.renewal_pause()):
                     await self._renew_now.wait()
             self._renew_now.clear()
-            await self._link.wait_up()
-            try:
-                await self._leases.renew()
-                await self._check_in()
-            except Exception as error:  # noqa: BLE001 - no database error ends a worker
-                self._link.failed(error)
+            await self._guarded(self._renew_and_check_in)
+
+    async def _renew_and_check_in(self) -> None:
+        await self._leases.renew()
+        await self._check_in()
+
+    async def _note_sleep(self) -> None:
+        await self._guarded(self._check_in)
+
+    async def _guarded(self, write: Callable[[], Awaitable[None]]) -> None:
+        """Write when the database is there; no error of it ends a worker, and the next round writes again."""
+        await self._link.wait_up()
+        try:
+            await write()
+        except Exception as error:  # noqa: BLE001
+            self._link.failed(error)
 
     async def _check_in(self) -> None:
         """Note in the worker's row that it is alive."""
-        await self.store.check_in(len(self._leases), f"pid {os.getpid()}", self._names)
+        asleep = self._sleep is not None and self._sleep.asleep
+        await self.store.check_in(len(self._leases.runs()), f"pid {os.getpid()}", self._names, asleep=asleep)
 
     # --- what they tell each other ------------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        self._claims.wake()
 
     def _heard(self) -> None:
         self._claims.wake()
@@ -215,6 +255,7 @@ class Crew:
         self._exhausted = exhausted
         if exhausted:
             _logger.error("%d handlers refuse to end: nothing more is claimed", len(self.spine.wedged))
+            self._claims.shed()
         else:
             self._claims.wake()
         self._announce("unhealthy" if exhausted else "healthy")

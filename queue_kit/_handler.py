@@ -2,7 +2,6 @@
 that it passes on is opaque to it."""
 
 import inspect
-import math
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -77,8 +76,3 @@ def _check_function(function: object) -> None:
         positional = False
     if not positional:
         raise ConfigurationError(f"{name} must take three positional parameters: (event, session, job)")
-
-
-def first_set(*values: float | None) -> float:
-    """The first value that is not None; infinity when there is none. 0 is a value."""
-    return next((value for value in values if value is not None), math.inf)

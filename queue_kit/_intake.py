@@ -2,86 +2,145 @@
 suspect, and runs alone, so that a poison job cannot take its neighbours along.
 """
 
+import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
+from queue_kit._claims import Haul
 from queue_kit._leases import Leases
+from queue_kit._scan import Scan
 from queue_kit._spine import Spine
 from queue_kit._store import NO_LIMIT, Store
-from queue_kit.job import Claimed
+from queue_kit.job import MAX_PAYLOAD_BYTES, Claimed
 
 SUSPECT = 2
 """Lapsed leases from which on a job runs alone."""
 
 
 class Intake:
-    """Claims for idle pullers: strictly from the head of the order, and nothing beside a suspect."""
+    """Claims for pullers and ahead of them, and nothing beside a suspect. `thorough` never leaves out the head of the
+    order; else `wake` is called when the head may be looked at again."""
 
     def __init__(
-        self, store: Store, leases: Leases, spine: Spine, *, parallel_count: int, stopping: Callable[[], bool]
+        self,
+        store: Store,
+        leases: Leases,
+        spine: Spine,
+        scan: Scan,
+        *,
+        parallel_count: int,
+        stopping: Callable[[], bool],
+        wake: Callable[[], None],
     ) -> None:
         self._store = store
         self._leases = leases
         self._spine = spine
+        self._scan = scan
         self._parallel_count = parallel_count
         self._stopping = stopping
+        self._wake = wake
+        self._rescan: asyncio.TimerHandle | None = None
         self._suspect_seen: float | None = None
         self._suspect: Claimed | None = None
+        self._head_left_out = False
+        self.thorough = False
 
     @property
     def holds_back(self) -> bool:
         """Whether it waits for runs to end before it claims again."""
         return self._suspect is not None or self._suspect_seen is not None
 
-    async def fetch(self, wanted: int) -> list[Claimed]:
-        """Up to `wanted` jobs, best first."""
+    async def fetch(self, wanted: int, ahead: int, bytes_ahead: int) -> Haul:
+        """Up to `wanted` jobs for free pullers and `ahead` more, best first."""
         if self._suspect is not None and self._leases.holds(self._suspect):
-            return []
+            return Haul()
         self._suspect = None
         if len(self._spine.wedged) > self._parallel_count:
-            return []
+            return Haul()
         if self._suspect_seen is not None:
             if not len(self._leases):
-                return await self._claim_suspect() or await self._claim_any(wanted)
-            if time.monotonic() - self._suspect_seen > self._store.lease:
-                return []  # what runs now ends first
-        return await self._claim_any(wanted)
+                haul = await self._claim_suspect()
+                if haul.jobs:
+                    return haul
+            elif time.monotonic() - self._suspect_seen > self._store.lease:
+                return Haul()  # what runs now ends first
+        haul = await self._claim_any(wanted, ahead, bytes_ahead)
+        if haul.more or not self._head_left_out:
+            return haul
+        if self.thorough:
+            self._scan.rewind()
+            return Haul(haul.jobs, more=True)
+        self._wake_at_rescan()
+        return haul
 
-    async def _claim_suspect(self) -> list[Claimed]:
+    def _wake_at_rescan(self) -> None:
+        if self._rescan is None:
+            pause = max(self._scan.rescan_in(), 0.0)
+            self._rescan = asyncio.get_running_loop().call_later(pause, self._rescan_is_due)
+
+    def _rescan_is_due(self) -> None:
+        self._rescan = None
+        self._wake()
+
+    async def _claim_suspect(self) -> Haul:
         self._suspect_seen = None
-        jobs = await self._claim(1, suspects_from=SUSPECT)
-        if jobs:
-            (self._suspect,) = jobs
-        return jobs
+        self._scan.rewind()
+        haul = await self._claim(1, suspects_from=SUSPECT)
+        if haul.jobs:
+            (self._suspect,) = haul.jobs
+        return haul
 
-    async def _claim_any(self, wanted: int) -> list[Claimed]:
+    async def _claim_any(self, wanted: int, ahead: int, bytes_ahead: int) -> Haul:
         idle = not len(self._leases)
-        jobs = await self._claim(wanted, suspects_below=NO_LIMIT if self._suspect_seen is None else SUSPECT)
-        suspects = [job for job in jobs if job.lost >= SUSPECT]
-        if idle and suspects and jobs == suspects:
+        haul = await self._claim(
+            wanted,
+            ahead=ahead,
+            bytes_ahead=bytes_ahead,
+            suspects_below=NO_LIMIT if self._suspect_seen is None else SUSPECT,
+        )
+        suspects = [job for job in haul.jobs if job.lost >= SUSPECT]
+        if not suspects:
+            return haul
+        if idle and len(haul.jobs) == len(suspects):
             self._suspect, *too_many = suspects
         else:
             too_many = suspects
-            if suspects:
-                self._suspect_seen = time.monotonic()
+            self._suspect_seen = time.monotonic()
         for job in too_many:
-            await self._spine.give_back(job)
-        return [job for job in jobs if job not in too_many]
+            self._spine.give_back(job)
+        return Haul([job for job in haul.jobs if job not in too_many], haul.more)
 
-    async def _claim(self, limit: int, *, suspects_from: int = 0, suspects_below: int = NO_LIMIT) -> list[Claimed]:
-        async def claim() -> list[Claimed]:
+    async def _claim(
+        self,
+        wanted: int,
+        *,
+        ahead: int = 0,
+        bytes_ahead: int = 0,
+        suspects_from: int = 0,
+        suspects_below: int = NO_LIMIT,
+    ) -> Haul:
+        async def claim() -> Haul:
             await self._spine.all_written.wait()
             if self._stopping():
-                return []
+                return Haul()
+            after = self._scan.begin()
             asked_at = time.monotonic()
             jobs = await self._store.claim(
-                limit, running=self._still_running(), suspects_from=suspects_from, suspects_below=suspects_below
+                wanted,
+                ahead=ahead,
+                bytes_ahead=bytes_ahead,
+                after=after,
+                wedged=self._spine.wedged,
+                held=(claimed.job.id for claimed in self._leases.held()),
+                suspects_from=suspects_from,
+                suspects_below=suspects_below,
             )
             self._leases.take(jobs, asked_at=asked_at)
-            return jobs
+            # The next payload may have been the one that was too long to be taken as well.
+            cut = ahead and sum(job.size for job in jobs) > bytes_ahead - MAX_PAYLOAD_BYTES
+            more = len(jobs) == wanted + ahead or bool(jobs and cut)
+            self._scan.ended(after, jobs, more=more, seconds=time.monotonic() - asked_at - self._store.round_trip)
+            self._head_left_out = after is not None
+            return Haul(jobs, more)
 
         return await self._spine.insist(claim)
-
-    def _still_running(self) -> Iterable[int]:
-        """An id is never started twice in one worker, also when its row lapses earlier than it seems from here."""
-        return [*self._spine.wedged, *(claimed.job.id for claimed in self._leases.held())]

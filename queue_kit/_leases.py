@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from queue_kit._run import Run
 from queue_kit._store import Store
-from queue_kit.errors import Cancelled, LeaseLost
+from queue_kit.errors import Cancelled, JobAborted, LeaseLost
 from queue_kit.job import Claimed
 
 
@@ -18,6 +18,13 @@ class _Lease:
     claimed: Claimed
     expires: float
     run: Run | None = None
+    told: JobAborted | None = None
+
+    def tell(self, reason: JobAborted) -> None:
+        """End the run, or the one to come."""
+        self.told = reason
+        if self.run is not None:
+            self.run.abort(reason)
 
 
 class Leases:
@@ -38,8 +45,16 @@ class Leases:
             self._held[claimed.job.id] = _Lease(claimed, asked_at + self._store.lease)
 
     def attach(self, run: Run) -> None:
-        """Note that a held job is being run."""
-        self._held[run.claimed.job.id].run = run
+        """Note that a held job is being run. It hears what was told while it waited for a puller."""
+        lease = self._held[run.claimed.job.id]
+        lease.run = run
+        if lease.told is not None:
+            run.abort(lease.told)
+
+    def detach(self, claimed: Claimed) -> None:
+        """Note that a held job is not run any more; its ending is on its way."""
+        if self.holds(claimed):
+            self._held[claimed.job.id].run = None
 
     def drop(self, claimed: Claimed) -> None:
         """Forget a job that is settled or lost."""
@@ -74,10 +89,10 @@ class Leases:
             if job_id in renewal.ours or job_id in renewal.locked:
                 # A row that somebody has locked cannot be claimed by anybody.
                 lease.expires = asked_at + self._store.lease
-                if renewal.ours.get(job_id) and lease.run is not None:
-                    lease.run.abort(Cancelled("cancel_job was called"))
-            elif lease.run is not None:
-                lease.run.abort(LeaseLost(f"job {job_id} was claimed by another worker"))
+                if renewal.ours.get(job_id):
+                    lease.tell(Cancelled("cancel_job was called"))
+            else:
+                lease.tell(LeaseLost(f"job {job_id} was claimed by another worker"))
 
     def renewal_pause(self) -> float:
         """Seconds until the next round."""
@@ -90,7 +105,5 @@ class Leases:
             if not self._protected():
                 now = time.monotonic()
                 for lease in list(self._held.values()):
-                    if lease.run is not None and lease.expires <= now:
-                        lease.run.abort(
-                            LeaseLost(f"the lease of job {lease.claimed.job.id} lapsed before it was renewed")
-                        )
+                    if lease.expires <= now:
+                        lease.tell(LeaseLost(f"the lease of job {lease.claimed.job.id} lapsed before it was renewed"))

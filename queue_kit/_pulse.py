@@ -4,10 +4,12 @@ out when a database that went away is back. Idle, a worker costs one statement a
 
 import asyncio
 import math
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from queue_kit._link import Link
+from queue_kit._scan import Scan
 from queue_kit._store import Store
 
 NUDGE_PAUSE = 0.1
@@ -24,6 +26,7 @@ class Pulse:
         self,
         store: Store,
         link: Link,
+        scan: Scan,
         *,
         poll_interval: float,
         wake: Callable[[], None],
@@ -31,6 +34,7 @@ class Pulse:
     ) -> None:
         self._store = store
         self._link = link
+        self._scan = scan
         self._poll_interval = poll_interval
         self._wake = wake
         self._check_in = check_in
@@ -79,7 +83,13 @@ class Pulse:
             return await self._sweep()
 
     async def _sweep(self) -> float:
-        seen = await self._store.look()
+        after = self._scan.begin()
+        asked_at = time.monotonic()
+        seen = await self._store.look(after=after)
+        seconds = time.monotonic() - asked_at - self._store.round_trip
+        self._scan.ended(after, (), more=False, seconds=seconds)
+        if seen.claimable:
+            self._scan.rewind()
         moved = 0
         if seen.due_in is not None and seen.due_in <= 0:
             moved += await self._store.promote()

@@ -111,8 +111,7 @@ class Run:
         self.task.add_done_callback(self._end)
         deadline = None
         if math.isfinite(self._limits.timeout):
-            late = DeadlineExceeded(f"the handler's {self._limits.timeout:g} s are over")
-            deadline = self._loop.call_later(self._limits.timeout, self.abort, late)
+            deadline = self._loop.call_later(self._limits.timeout, self._expire)
         try:
             await self._over
         finally:
@@ -130,6 +129,9 @@ class Run:
             return
         grace = self._limits.cancel_grace if grace is None else grace
         self._cancelling = self._loop.create_task(self._cancel(grace), name="queue_kit: cancel a job")
+
+    def _expire(self) -> None:
+        self.abort(DeadlineExceeded(f"the handler's {self._limits.timeout:g} s are over"))
 
     async def _cancel(self, grace: float) -> None:
         if self._before_cancel is not None:

@@ -10,15 +10,17 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, TypeVar
 
-from queue_kit._coalesce import Coalescer
-from queue_kit._handler import Handler, first_set
+from queue_kit._endings import Ending, Endings
+from queue_kit._handler import Handler
 from queue_kit._leases import Leases
 from queue_kit._link import Link
+from queue_kit._pace import Pace
 from queue_kit._run import Limits, Run, without_running
 from queue_kit._session import HandlerSession, Sessions
-from queue_kit._store import Settlement, Store
+from queue_kit._store import Store
 from queue_kit._transient import is_connection_lost, is_transient
 from queue_kit.errors import JobAborted, LeaseLost
 from queue_kit.hooks import Observers, Settled, Started
@@ -28,8 +30,7 @@ _logger = logging.getLogger("queue_kit.worker")
 
 T = TypeVar("T")
 
-LOCKED_PAUSE = 0.25
-"""Seconds until an ending whose row somebody has locked is tried again."""
+_WORTH_A_WARNING = (Verdict.failed, Verdict.retried, Verdict.lost)
 
 REFUSED_PAUSE = 1.0
 """Seconds until a statement that the database refused is tried again."""
@@ -50,23 +51,24 @@ class Spine:
         store: Store,
         leases: Leases,
         link: Link,
+        pace: Pace,
         sessions: Sessions,
         observers: Observers,
         on_settled: Callable[[Outcome], None],
         on_wedged: Callable[[], None],
     ) -> None:
         self._handlers = handlers
-        self._limits = limits
+        self._cancel_grace = limits.cancel_grace
+        self._usual_limits = {name: _limits_of_handler(handler, limits) for name, handler in handlers.items()}
         self._store = store
         self._leases = leases
         self._link = link
+        self._pace = pace
         self._sessions = sessions
         self._observers = observers
         self._on_settled = on_settled
         self._on_wedged = on_wedged
-        self._endings: Coalescer[tuple[Claimed, Outcome], Settlement] = Coalescer(
-            store.settle, name="queue_kit: settle"
-        )
+        self._endings = Endings(lambda batch: self.persist(lambda: store.settle(batch)), self._settled)
         self._unwritten: set[object] = set()
         self._background: set[asyncio.Task[Any]] = set()
         self.all_written = asyncio.Event()
@@ -75,35 +77,46 @@ class Spine:
         self.counts: Counter[str] = Counter()
 
     async def work(self, claimed: Claimed) -> None:
-        """Run one claimed job and settle it."""
+        """Run one claimed job and have its ending written."""
         handler = self._handlers[claimed.job.name]
-        limits = self._limits_of(claimed, handler)
-        started = time.monotonic()
+        limits = self._limits_of(claimed)
+        began = time.monotonic()
         run = None
         outcome = without_running(claimed, limits)
         written = False
         if outcome is None:
             run = Run(claimed, limits)
             outcome, written = await self._run(run, handler)
-        if not written:
-            outcome = await self.settle(claimed, outcome)
-        self._leases.drop(claimed)
-        self._report(claimed, outcome, time.monotonic() - started, run)
+            self._leases.detach(claimed)
+        ended = time.monotonic()
+        self._pace.ended(claimed.job.name, ended - began, ended)
+        spans = None if run is None else run.event.spans
+        ending = Ending(claimed, outcome, ended - began, spans)
+        if written:
+            self._settled(ending)
+        elif self._pace.strict:
+            await self._endings.write(ending)
+        else:
+            self._endings.put(ending)
+            await self._endings.room()
 
-    def _limits_of(self, claimed: Claimed, handler: Handler[Any]) -> Limits:
-        worker = self._limits
-        return Limits(
-            timeout=first_set(claimed.job.handler_timeout, handler.timeout, worker.timeout),
-            max_retry_count=int(first_set(claimed.max_retry_count, handler.max_retry_count, worker.max_retry_count)),
-            retry_delay=worker.retry_delay if handler.retry_delay is None else handler.retry_delay,
-            cancel_grace=worker.cancel_grace,
+    def _limits_of(self, claimed: Claimed) -> Limits:
+        usual = self._usual_limits[claimed.job.name]
+        timeout, tries = claimed.job.handler_timeout, claimed.max_retry_count
+        if timeout is None and tries is None:
+            return usual
+        return replace(
+            usual,
+            timeout=usual.timeout if timeout is None else timeout,
+            max_retry_count=usual.max_retry_count if tries is None else tries,
         )
 
     async def _run(self, run: Run, handler: Handler[Any]) -> tuple[Outcome, bool]:
         """How the run ended, and whether that is already written."""
         session = self._sessions.open(run.claimed, run.token)
         self._leases.attach(run)
-        self._observers.started(Started(self._store.worker_id, run.claimed.job, run.claimed.trace_context))
+        if self._observers:
+            self._observers.started(Started(self._store.worker_id, run.claimed.job, run.claimed.trace_context))
         try:
             outcome = await run.execute(handler, session.session, before_cancel=session.quiesce)
         except asyncio.CancelledError:
@@ -191,7 +204,7 @@ class Spine:
             "job %s %s did not end %g s after it was cancelled (%r); its slot goes to a replacement",
             job.id,
             job.name,
-            self._limits.cancel_grace,
+            self._cancel_grace,
             run.token.reason,
         )
 
@@ -205,21 +218,13 @@ class Spine:
 
     # --- endings ------------------------------------------------------------------------------------------------------
 
-    async def settle(self, claimed: Claimed, outcome: Outcome) -> Outcome:
-        """Write an ending, however long it takes; returns it, or `lost` when the job is not ours any more."""
-        while True:
-            match await self.persist(lambda: self._endings.submit((claimed, outcome))):
-                case Settlement.done:
-                    return outcome
-                case Settlement.lost:
-                    return Outcome(Verdict.lost)
-                case Settlement.locked:
-                    await asyncio.sleep(LOCKED_PAUSE)
-
-    async def give_back(self, claimed: Claimed) -> None:
+    def give_back(self, claimed: Claimed) -> None:
         """Return a job that was not started; nothing is counted."""
-        await self.settle(claimed, Outcome(Verdict.released))
-        self._leases.drop(claimed)
+        self._endings.put(Ending(claimed, Outcome(Verdict.released)))
+
+    async def flushed(self) -> None:
+        """Wait until every ending is written."""
+        await self._endings.room(0)
 
     async def persist(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Repeat an ending's statement until the database has answered it. Nothing is claimed while one waits."""
@@ -251,25 +256,20 @@ class Spine:
                     await asyncio.sleep(REFUSED_PAUSE)
                 self._link.failed(error)
 
-    def _report(self, claimed: Claimed, outcome: Outcome, seconds: float, run: Run | None) -> None:
-        job = claimed.job
-        self.counts[outcome.verdict] += 1
-        level = logging.INFO
-        if outcome.verdict in (Verdict.failed, Verdict.retried, Verdict.lost):
-            level = logging.WARNING
-        spans = run.event.spans if run is not None else None
+    def _settled(self, ending: Ending) -> None:
+        """An ending is stored: the job is not held any more, and a run is reported."""
+        self._leases.drop(ending.claimed)
+        if ending.seconds is None:
+            return
+        self.counts[ending.outcome.verdict] += 1
+        level = logging.WARNING if ending.outcome.verdict in _WORTH_A_WARNING else logging.INFO
         if _logger.isEnabledFor(level):
-            error = outcome.error or {}
-            why = _one_line(
-                error.get("reason") or (f"{error['class']}: {error['message']}" if "class" in error else "")
+            _log(level, ending, ending.seconds)
+        if self._observers:
+            self._observers.settled(
+                Settled(self._store.worker_id, ending.claimed.job, ending.outcome, ending.seconds, ending.spans)
             )
-            fields = {"job_id": job.id, "job_name": job.name, "job_attempt": job.attempt, "job_spans": spans}
-            text = "job %s %s %s after %.3f s%s"
-            _logger.log(
-                level, text, job.id, job.name, outcome.verdict, seconds, f": {why}" if why else "", extra=fields
-            )
-        self._observers.settled(Settled(self._store.worker_id, job, outcome, seconds, spans))
-        self._on_settled(outcome)
+        self._on_settled(ending.outcome)
 
     # --- tasks --------------------------------------------------------------------------------------------------------
 
@@ -291,6 +291,30 @@ class Spine:
             with suppress(TimeoutError):
                 async with asyncio.timeout(1.0):
                     await asyncio.wait(set(self._background))
+
+
+def _limits_of_handler(handler: Handler[Any], worker: Limits) -> Limits:
+    return Limits(
+        timeout=worker.timeout if handler.timeout is None else handler.timeout,
+        max_retry_count=worker.max_retry_count if handler.max_retry_count is None else handler.max_retry_count,
+        retry_delay=worker.retry_delay if handler.retry_delay is None else handler.retry_delay,
+        cancel_grace=worker.cancel_grace,
+    )
+
+
+def _log(level: int, ending: Ending, seconds: float) -> None:
+    job, error = ending.claimed.job, ending.outcome.error or {}
+    why = _one_line(error.get("reason") or (f"{error['class']}: {error['message']}" if "class" in error else ""))
+    _logger.log(
+        level,
+        "job %s %s %s after %.3f s%s",
+        job.id,
+        job.name,
+        ending.outcome.verdict,
+        seconds,
+        f": {why}" if why else "",
+        extra={"job_id": job.id, "job_name": job.name, "job_attempt": job.attempt, "job_spans": ending.spans},
+    )
 
 
 def _one_line(text: str) -> str:

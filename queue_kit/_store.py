@@ -7,12 +7,14 @@ transaction waits for its turn at the gate that handlers' sessions share.
 import asyncio
 import json
 import logging
+import math
 import os
 import socket
+import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum, auto
-from typing import Any, TypeVar
+from operator import attrgetter
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 from sqlalchemy import Connection, Engine, ExceptionContext, Executable, Row, event
@@ -22,6 +24,8 @@ from sqlalchemy.orm import Session
 
 from queue_kit import _sqlite, _statements, cron
 from queue_kit._dialect import LONG_AGO, as_instant
+from queue_kit._endings import Settlement
+from queue_kit._scan import Place
 from queue_kit._statements import as_batch
 from queue_kit._transient import READ_ONLY, is_transient, sqlstate
 from queue_kit.job import Claimed, Job, Outcome, Verdict
@@ -34,13 +38,8 @@ T = TypeVar("T")
 PROMOTE_LIMIT = 1_000
 NO_LIMIT = 2**31 - 1
 
-
-class Settlement(Enum):
-    """What became of an ending."""
-
-    done = auto()
-    locked = auto()
-    lost = auto()
+ASLEEP_SECONDS = 45.0
+"""How long a worker that says that it sleeps is notified without saying it again; it does every 10 seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,6 @@ class Store:
         names: Iterable[str],
         lease: float,
         gate: asyncio.Semaphore,
-        ordered: bool,
         delete_completed: bool,
         delete_failed: bool,
     ) -> None:
@@ -90,11 +88,15 @@ class Store:
             self._single = self._reading = self._engine.execution_options(isolation_level="AUTOCOMMIT")
             self._transactions = self._engine.execution_options(isolation_level="READ COMMITTED")
         self._gate = gate
+        self._own_rows = asyncio.Lock()
+        """Held by what skips locked rows, so that a settle and a renewal do not skip each other's."""
+        self.round_trip = 0.0 if self.embedded else math.inf
+        """Seconds that the quickest statements of late took: how far away the database is (0 when embedded)."""
         self._patience = min(max(lease / 3, 1.0), 10.0)
         self.worker_id = worker_id
         self.lease = lease
         self._names = as_batch(sorted(names))
-        self._claim = _statements.claim(ordered=ordered)
+        self._claim = _statements.claim()
         self._complete = _statements.remove() if delete_completed else _statements.complete()
         self._complete_one = _statements.remove_one() if delete_completed else _statements.complete_one()
         self._delete_completed = delete_completed
@@ -113,23 +115,40 @@ class Store:
     # --- claim --------------------------------------------------------------------------------------------------------
 
     async def claim(
-        self, limit: int, *, running: Iterable[int] = (), suspects_from: int = 0, suspects_below: int = NO_LIMIT
+        self,
+        wanted: int,
+        *,
+        ahead: int = 0,
+        bytes_ahead: int = 0,
+        after: Place | None = None,
+        wedged: Iterable[int] = (),
+        held: Iterable[int] = (),
+        suspects_from: int = 0,
+        suspects_below: int = NO_LIMIT,
     ) -> list[Claimed]:
-        """Lease up to `limit` due jobs, best first. A job that lost `n` leases is taken if `from <= n < below`."""
+        """Lease up to `wanted` due jobs, best first, and up to `ahead` more, but no more bytes than `bytes_ahead`.
+
+        A job that lost `n` leases is taken if `from <= n < below`, and never ahead. What this worker holds itself is
+        not taken, also when its row lapses earlier than it seems from here.
+        """
         rows = await self._write(
             self._claim,
             {
                 "names": self._names,
-                "running_ids": as_batch(running),
+                "wedged_ids": as_batch(wedged),
+                "held_ids": as_batch(held),
+                **_behind(after),
                 "suspects_from": suspects_from,
                 "suspects_below": suspects_below,
-                "limit": limit,
+                "wanted": wanted,
+                "ahead": ahead,
+                "bytes_ahead": bytes_ahead,
                 "worker": self.worker_id,
                 "lease": self.lease,
             },
         )
         claimed = [_claimed(row) for row in rows]
-        claimed.sort(key=lambda each: (each.job.priority, each.job.scheduled_at, each.job.id))
+        claimed.sort(key=attrgetter("place"))
         return claimed
 
     # --- settle -------------------------------------------------------------------------------------------------------
@@ -172,7 +191,8 @@ class Store:
     ) -> dict[int, Settlement]:
         parameters = {"batch": as_batch(_ending_row(*ending) for ending in endings), "worker": self.worker_id}
         try:
-            settled = {row.id for row in await self._write(statement, parameters)}
+            async with self._own_rows:
+                settled = {row.id for row in await self._write(statement, parameters)}
         except DBAPIError as error:
             if is_transient(error):
                 raise
@@ -246,18 +266,17 @@ class Store:
 
     async def renew(self, claimed: Sequence[Claimed]) -> Renewal:
         """Extend the leases of all jobs that are still ours."""
-        rows = await self._write(
-            _statements.renew(),
-            {"batch": as_batch(map(_fence_row, claimed)), "worker": self.worker_id, "lease": self.lease},
-        )
+        parameters = {"batch": as_batch(map(_fence_row, claimed)), "worker": self.worker_id, "lease": self.lease}
+        async with self._own_rows:
+            rows = await self._write(_statements.renew(), parameters)
         ours = {row.id: row.cancel_requested for row in rows}
         rest = [each for each in claimed if each.job.id not in ours]
         locked = {job_id for job_id, status in (await self._held(rest)).items() if status == READY} if rest else ()
         return Renewal(ours, frozenset(locked))
 
-    async def look(self) -> Look:
+    async def look(self, *, after: Place | None = None) -> Look:
         """What there is to do."""
-        (row,) = await self._read(_statements.look(), {"names": self._names})
+        (row,) = await self._read(_statements.look(), {"names": self._names, **_behind(after)})
         return Look(bool(row.claimable), row.due_in, bool(row.cron_missing))
 
     async def promote(self) -> int:
@@ -285,9 +304,12 @@ class Store:
         row = {"id": self.worker_id, "label": label, "host": socket.gethostname(), "pid": os.getpid()}
         await self._write(_statements.greet(), {**row, "names": sorted(names)})
 
-    async def check_in(self, running: int, label: str, names: Iterable[str]) -> None:
-        """Note in this worker's row that it is alive, or write the row again when somebody deleted it."""
-        noted = await self._write(_statements.seen(), {"worker": self.worker_id, "jobs_running": running})
+    async def check_in(self, running: int, label: str, names: Iterable[str], *, asleep: bool = False) -> None:
+        """Note in this worker's row that it is alive, and whether it asks to be notified; or write the row again when
+        somebody deleted it."""
+        asleep_for = ASLEEP_SECONDS if asleep else None
+        row = {"worker": self.worker_id, "jobs_running": running, "asleep_for": asleep_for}
+        noted = await self._write(_statements.seen(), row)
         if not noted and not await self._read(_statements.worker_exists(), {"worker": self.worker_id}):
             await self.greet(label, names)
 
@@ -320,9 +342,12 @@ class Store:
             return await self._bounded(transaction)
 
     async def _bounded(self, transaction: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        began = time.monotonic()
         if not self.embedded:
             async with asyncio.timeout(self._patience):
-                return await transaction()
+                result = await transaction()
+            self.round_trip = min(time.monotonic() - began, 1.01 * self.round_trip)
+            return result
         # A cancelled SQLite statement leaks its lock, so it is let run to its end; `busy_timeout` bounds it.
         task = asyncio.create_task(transaction(), name="queue_kit: SQLite transaction")
         try:
@@ -336,6 +361,12 @@ def _leave_wrong_server(context: ExceptionContext) -> None:
     """A server that turned read-only is a standby now: its pooled connections live, but are of no use."""
     if sqlstate(context.original_exception) == READ_ONLY:
         context.is_disconnect = True  # so that the whole pool is renewed
+
+
+def _behind(after: Place | None) -> dict[str, Any]:
+    """The parameters that say where to begin: behind a place, or at the head."""
+    priority, due, job_id = (-1, LONG_AGO, 0) if after is None else after
+    return {"after_priority": priority, "after_due": due, "after_id": job_id}
 
 
 def _fence_row(claimed: Claimed) -> dict[str, Any]:
@@ -372,43 +403,66 @@ def _ends_occurrence(claimed: Claimed, outcome: Outcome) -> bool:
 
 def _claimed(row: Row[Any]) -> Claimed:
     """The row as values. What cannot be read is said in `unreadable`, so that the job fails and not its neighbours."""
-    unreadable, data, trace, timeout, tries, last_completed_at = None, None, None, None, None, None
-    scheduled_at = created_at = LONG_AGO
-    priority = retry_count = 0
+    (
+        job_id,
+        claim_no,
+        name,
+        priority,
+        retry_count,
+        lost,
+        tries,
+        timeout,
+        unique_key,
+        cron_name,
+        cancel_requested,
+        due_text,
+        created_text,
+        tick_text,
+        data_text,
+        trace_text,
+        cron_expression,
+        cron_last_text,
+    ) = cast(tuple[Any, ...], row)  # by name, 18 columns take as long as all the rest
+    unreadable, data, trace, last_completed_at = None, None, None, None
+    due = scheduled_at = created_at = LONG_AGO
     try:
-        priority, retry_count = int(row.priority), int(row.retry_count)
-        data = _json(row.data)
-        scheduled_at = as_instant(row.cron_tick if row.cron_tick is not None else row.scheduled_at)
-        created_at = as_instant(row.created_at)
-        trace = _json(row.trace_context)
-        timeout = None if row.handler_timeout is None else float(row.handler_timeout)
-        tries = None if row.max_retry_count is None else int(row.max_retry_count)
-        if row.cron_last_completed_at is not None:
-            last_completed_at = as_instant(row.cron_last_completed_at)
+        priority, retry_count = int(priority), int(retry_count)
+        data = _json(data_text)
+        due = as_instant(due_text)
+        scheduled_at = due if tick_text is None else as_instant(tick_text)
+        created_at = as_instant(created_text)
+        trace = _json(trace_text)
+        timeout = None if timeout is None else float(timeout)
+        tries = None if tries is None else int(tries)
+        last_completed_at = None if cron_last_text is None else as_instant(cron_last_text)
     except (ValueError, ArithmeticError, TypeError, RecursionError, AttributeError) as error:
         unreadable = f"{type(error).__name__}: {error}"
+        priority = retry_count = 0
+        timeout = tries = None
     job = Job(
-        id=row.id,
-        name=row.name,
-        data=data,
-        priority=priority,
-        scheduled_at=scheduled_at,
-        created_at=created_at,
-        retry_count=retry_count,
-        handler_timeout=timeout,
-        cron_expression=row.cron_expression,
-        cron_last_completed_at=last_completed_at,
+        job_id,
+        name,
+        data,
+        priority,
+        scheduled_at,
+        created_at,
+        retry_count,
+        timeout,
+        cron_expression,
+        last_completed_at,
     )
     return Claimed(
-        job=job,
-        claim_no=row.claim_no,
-        lost=row.lost,
-        max_retry_count=tries,
-        unique_key=row.unique_key,
-        cron_name=row.cron_name,
-        cancel_requested=bool(row.cancel_requested),
-        trace_context=trace if isinstance(trace, dict) else None,
-        unreadable=unreadable,
+        job,
+        claim_no,
+        lost,
+        tries,
+        unique_key,
+        cron_name,
+        bool(cancel_requested),
+        trace if isinstance(trace, dict) else None,
+        unreadable,
+        due,
+        len(data_text) if isinstance(data_text, str | bytes) else 0,
     )
 
 

@@ -1,8 +1,10 @@
 """The command line: `queue-kit`. It is the only place that reads the environment, and it never prints a password."""
 
 import asyncio
+import dataclasses
 import importlib
 import inspect
+import json
 import logging
 import sys
 from collections.abc import Awaitable, Callable
@@ -14,7 +16,7 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from queue_kit import __version__, migrate
+from queue_kit import __version__, _bench, migrate
 from queue_kit._sqlite import sqlite_engine
 from queue_kit.errors import ConfigurationError, QueueKitError
 from queue_kit.worker import QueueWorker
@@ -99,6 +101,32 @@ def check(url: URL) -> None:
 
 
 @main.command()
+@_database
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, _bench.MOST_JOBS),
+    default=5_000,
+    show_default=True,
+    help="How many to add and run.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+def bench(url: URL, jobs: int, as_json: bool) -> None:
+    """Measure how fast the queue is on the database, with jobs that do nothing.
+
+    They are added to the real table, run by this process alone, and removed again, also on Ctrl-C.
+
+    \b
+    Example:
+      queue-kit bench --jobs 20000
+    """
+
+    if not as_json:
+        click.echo("measuring; it takes some seconds, more on a distant database", err=True)
+    figures = _on_database(url, lambda engine: _bench.measure(engine, jobs))
+    click.echo(json.dumps(dataclasses.asdict(figures), indent=2) if as_json else _bench.as_table(figures))
+
+
+@main.command()
 @click.argument("target", metavar="MODULE:ATTR")
 def work(target: str) -> None:
     """Run a worker until SIGINT or SIGTERM, then stop it gracefully.
@@ -168,7 +196,10 @@ def read_url(text: str) -> URL:
 
 def engine_for(url: URL) -> AsyncEngine:
     """An engine for a URL of `read_url`."""
-    return sqlite_engine(url.database or "") if url.get_backend_name() == "sqlite" else create_async_engine(url)
+    if url.get_backend_name() == "sqlite":
+        return sqlite_engine(url.database or "")
+    # Behind a transaction pooler, statements that an earlier command prepared would be in the way of this one's.
+    return create_async_engine(url, connect_args={"statement_cache_size": 0, "prepared_statement_cache_size": 0})
 
 
 def _on_database(url: URL, action: Callable[[AsyncEngine], Awaitable[T]]) -> T:

@@ -26,7 +26,7 @@ class AbortToken:
         self._deadline = deadline
         self._reason: JobAborted | None = None
         self._aborted_at: float | None = None
-        self._waiters: set[asyncio.Future[None]] = set()
+        self._waiters: list[asyncio.Future[None]] | None = None
 
     @property
     def aborted(self) -> bool:
@@ -50,13 +50,15 @@ class AbortToken:
 
     async def wait(self) -> JobAborted:
         """Wait until the job must end; return the reason."""
+        if self._waiters is None:
+            self._waiters = []
         while self._reason is None:
             waiter = asyncio.get_running_loop().create_future()
-            self._waiters.add(waiter)
+            self._waiters.append(waiter)
             try:
                 await waiter
             finally:
-                self._waiters.discard(waiter)
+                self._waiters.remove(waiter)
         return self._reason
 
     def abort(self, reason: JobAborted) -> bool:
@@ -65,7 +67,7 @@ class AbortToken:
             return False
         self._aborted_at = time.monotonic()
         self._reason = reason
-        for waiter in self._waiters:
+        for waiter in self._waiters or ():
             if not waiter.done():
                 waiter.set_result(None)
         return True
@@ -101,7 +103,7 @@ class Event:
     ...         child.log.info("listing")
     """
 
-    __slots__ = ("_parent", "_root_started", "_span", "log", "signal")
+    __slots__ = ("_about", "_log", "_parent", "_root_started", "_span", "signal")
 
     def __init__(
         self,
@@ -111,7 +113,8 @@ class Event:
         parent: "Event | None" = None,
     ) -> None:
         self.signal: AbortToken = signal if signal is not None else AbortToken()
-        self.log: logging.LoggerAdapter[logging.Logger] = log if log is not None else _JobLogger(_logger, {})
+        self._log = log
+        self._about: tuple[int, str, int] | None = None
         self._parent = parent
         self._root_started: float = parent._root_started if parent is not None else time.monotonic()
         self._span: Span | None = None
@@ -119,7 +122,21 @@ class Event:
     @classmethod
     def for_job(cls, signal: AbortToken, *, job_id: int, name: str, attempt: int) -> "Event":
         """The root event of one run."""
-        return cls(signal, log=_JobLogger(_logger, {"job_id": job_id, "job_name": name, "job_attempt": attempt}))
+        event = cls(signal)
+        event._about = job_id, name, attempt
+        return event
+
+    @property
+    def log(self) -> "logging.LoggerAdapter[logging.Logger]":
+        """The logger of the job."""
+        if self._log is None:
+            about = (
+                {}
+                if self._about is None
+                else dict(zip(("job_id", "job_name", "job_attempt"), self._about, strict=True))
+            )
+            self._log = _JobLogger(_logger, about)
+        return self._log
 
     def child(self) -> "Event":
         """A new event below this one; call `start(name)` on it. Raises the abort reason when the job must end."""

@@ -128,6 +128,10 @@ class Observers:
         check_hooks(hooks)
         self._hooks = tuple(hooks)
 
+    def __bool__(self) -> bool:
+        """Whether there is anybody to tell."""
+        return bool(self._hooks or _installed)
+
     def started(self, record: Started) -> None:
         """A handler is about to be called."""
         self._emit("on_started", record)

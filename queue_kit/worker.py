@@ -22,7 +22,7 @@ from queue_kit._crew import Crew
 from queue_kit._gate import gate_for
 from queue_kit._handler import Handler, HandlerFunction, check_limits
 from queue_kit._run import Limits
-from queue_kit._session import FencedSession, Sessions
+from queue_kit._session import LazySession, Sessions
 from queue_kit._standalone import run_until_signal
 from queue_kit._store import Store
 from queue_kit.errors import ConfigurationError
@@ -41,12 +41,14 @@ class QueueWorker:
 
     `handlers` is a `Handlers` or a mapping of names to async functions or `Handler`s. Times are seconds or timedeltas.
 
-    - `parallel_count`: how many jobs run at once. `prefetch=0` (for now also `None`) claims for free pullers only.
+    - `parallel_count`: how many jobs run at once.
+    - `prefetch`: how many jobs at most are claimed ahead of free pullers; `None`: what was finished in the last 250 ms,
+      up to 1,000. `0` claims strictly from the head of the order, and a puller waits until its job's end is stored.
     - `poll_interval`: the longest a job waits that no wake-up announced.
     - `handler_timeout`, `max_retry_count` (tries in total), `retry_delay`: for jobs and handlers that set none.
     - `included_names`, `excluded_names`: which of the registered names to run, one of them at most.
-    - `unsafe_ignore_sorting`: claim in any order. `delete_job_on_completion`: keep no completed rows, and with
-      `keep_failed=False` no failed ones.
+    - `unsafe_ignore_sorting`: allow claims in any order; it changes nothing today, since the order costs nothing.
+    - `delete_job_on_completion`: keep no completed rows, and with `keep_failed=False` no failed ones.
     - `lease`: how long a job stays ours without renewal, so how soon another worker takes over from one that died.
     - `grace`: how long `stop()` lets jobs run; `cancel_grace`: how long a cancelled handler may take to end.
     - `listen`: `True`, `False` (poll only), or an `AsyncEngine` that reaches the database directly.
@@ -73,7 +75,7 @@ class QueueWorker:
         retry_delay: RetryDelay | None = None,
         included_names: Collection[str] | None = None,
         excluded_names: Collection[str] | None = None,
-        unsafe_ignore_sorting: bool = False,
+        unsafe_ignore_sorting: bool = False,  # noqa: ARG002
         delete_job_on_completion: bool = False,
         keep_failed: bool = True,
         lease: Seconds = 30.0,
@@ -93,6 +95,7 @@ class QueueWorker:
         self._parallel_count = parallel_count
         if prefetch is not None and (not isinstance(prefetch, int) or isinstance(prefetch, bool) or prefetch < 0):
             raise ConfigurationError(f"prefetch is None or a number of rows, at least 0, not {prefetch!r}")
+        self._prefetch = prefetch
         self._poll_interval = _positive(poll_interval, "poll_interval")
         self._lease = _positive(lease, "lease")
         self._grace = _positive(grace, "grace", zero=True)
@@ -113,7 +116,6 @@ class QueueWorker:
             raise ConfigurationError(f"hooks is a list of observers, not {type(hooks).__name__}")
         if session_isolation is not None and session_isolation not in ISOLATION_LEVELS:
             raise ConfigurationError(f"session_isolation is one of {', '.join(ISOLATION_LEVELS)}")
-        self._ordered = not unsafe_ignore_sorting
         self._delete_completed = delete_job_on_completion
         self._delete_failed = delete_job_on_completion and not keep_failed
         self._listen = listen
@@ -207,9 +209,7 @@ class QueueWorker:
         reading = self._engine.execution_options(queue_kit_readonly=True)
         async with reading.connect() as connection:
             await migrate.check_schema(connection)
-        factory = self._session_factory or partial(
-            AsyncSession, self._engine, sync_session_class=FencedSession, expire_on_commit=False
-        )
+        factory = self._session_factory or partial(LazySession, self._engine)
         gate, bound = gate_for(self._engine.sync_engine, self._parallel_count)
         if bound is not None and 1 < bound < self._parallel_count:
             _logger.info("%d handlers at most use their session at once: the pool is shared", bound)
@@ -220,7 +220,6 @@ class QueueWorker:
             names=self._handlers,
             lease=self._lease,
             gate=gate,
-            ordered=self._ordered,
             delete_completed=self._delete_completed,
             delete_failed=self._delete_failed,
         )
@@ -249,6 +248,7 @@ class QueueWorker:
             engine=self._engine,
             parallel_count=self._parallel_count,
             poll_interval=self._poll_interval,
+            prefetch=self._prefetch,
             listen=listen,
             gate=gate,
         )

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,13 @@ rm -rf "$2"
 
 
 @contextlib.contextmanager
-def postgres() -> Iterator[str]:
-    """Start a server; yields its URL (`postgresql+asyncpg://...`). Fast and not durable: for tests only."""
-    identity = _identity()
+def postgres(*, address: str = "", within: Sequence[str] = ()) -> Iterator[str]:
+    """Start a server; yields its URL (`postgresql+asyncpg://...`). Fast and not durable: for tests only.
+
+    Beside its socket it listens on `address`, for the neighbours in that network. `within` is a command that runs
+    another one, for root: the server's place.
+    """
+    identity = unprivileged()
     binaries = _binaries(identity)
     root = Path(tempfile.mkdtemp(prefix="qk-pg-"))  # short, since a socket's path has about 100 characters
     try:
@@ -39,7 +43,13 @@ def postgres() -> Iterator[str]:
         initdb = [binaries / "initdb", "-D", root / "data", "-A", "trust", "-U", "postgres", "-E", "UTF8", "-N"]
         subprocess.run([*initdb, "--locale=C.UTF-8"], check=True, stdout=subprocess.DEVNULL, cwd="/", **identity)
         options = [word for name, value in SETTINGS.items() for word in ("-c", f"{name}={value}")]
-        command = [binaries / "postgres", "-D", root / "data", "-k", root, "-h", "", *options]
+        command = [binaries / "postgres", "-D", root / "data", "-k", root, "-h", address, *options]
+        if address:
+            with (root / "data" / "pg_hba.conf").open("a") as rules:
+                rules.write("host all all samenet trust\n")
+        if within:  # it takes root to enter, so the server gives that up afterwards
+            user, group = identity.pop("user"), identity.pop("group")
+            command = [*within, "setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups", *command]
         with (root / "log").open("wb") as log:
             # A session of its own: Ctrl-C is for the run, which then stops the server.
             server = subprocess.Popen(command, cwd="/", stderr=log, start_new_session=True, **identity)
@@ -50,8 +60,8 @@ def postgres() -> Iterator[str]:
         shutil.rmtree(root, ignore_errors=True)
 
 
-def _identity() -> dict[str, Any]:
-    """How to start the server: as root it refuses to run, so as `nobody` then."""
+def unprivileged() -> dict[str, Any]:
+    """How to start a server that refuses to run as root: as `nobody` then."""
     if os.geteuid() != 0:
         return {}
     nobody = pwd.getpwnam("nobody")

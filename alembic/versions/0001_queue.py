@@ -27,9 +27,15 @@ _POSTGRESQL = (
     FOR EACH ROW WHEN (NEW.status = 1 AND NEW.scheduled_at > clock_timestamp())
     EXECUTE FUNCTION queue_kit_job_place()
     """,
+    # Only for a worker that says that it sleeps: NOTIFY holds a global lock through the commit.
     """
     CREATE OR REPLACE FUNCTION queue_kit_job_notify() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS
-    $$ BEGIN PERFORM pg_catalog.pg_notify('queue_kit_job', ''); RETURN NULL; END $$
+    $$ BEGIN
+        IF EXISTS (SELECT FROM queue_kit_worker WHERE idle_until > clock_timestamp()) THEN
+            PERFORM pg_catalog.pg_notify('queue_kit_job', '');
+        END IF;
+        RETURN NULL;
+    END $$
     """,
     """
     CREATE TRIGGER queue_kit_job_notify AFTER INSERT ON queue_kit_job

@@ -600,10 +600,11 @@ async def test_a_refused_job_leaves_the_callers_transaction_alive(engine):
 
 
 class Proxy:
-    """Between a client and PostgreSQL: at COMMIT it cuts the connection, having passed it on or not."""
+    """Between a client and PostgreSQL: at what commits it cuts the connection, having passed it on or not."""
 
-    def __init__(self, engine: AsyncEngine, *, deliver: bool) -> None:
+    def __init__(self, engine: AsyncEngine, *, at: bytes, deliver: bool) -> None:
         self._url = engine.url
+        self._marker = at
         self._deliver = deliver
         self._tasks: set[asyncio.Task[None]] = set()
         self.cuts = 0
@@ -634,7 +635,7 @@ class Proxy:
         back = asyncio.create_task(self._pass_on(upstream_reader, writer))
         try:
             while chunk := await reader.read(65_536):
-                if b"COMMIT" in chunk:
+                if self._marker in chunk:
                     self.cuts += 1
                     writer.transport.abort()
                     if self._deliver:
@@ -659,7 +660,7 @@ class Proxy:
 
 @pytest.mark.parametrize("delivered", [False, True])
 async def test_a_connection_that_breaks_at_commit_is_ambiguous(pg_engine, delivered):
-    proxy = Proxy(pg_engine, deliver=delivered)
+    proxy = Proxy(pg_engine, at=b'"name":"a"', deliver=delivered)  # the statement commits itself
     async with proxy.serve() as client:
         with pytest.raises(AmbiguousCommit, match="2 job"):
             await add_jobs(client, [NewJob("a"), NewJob("a", unique_key="k")])
@@ -670,7 +671,7 @@ async def test_a_connection_that_breaks_at_commit_is_ambiguous(pg_engine, delive
 
 
 async def test_in_the_callers_transaction_the_commit_is_the_callers(pg_engine):
-    proxy = Proxy(pg_engine, deliver=False)
+    proxy = Proxy(pg_engine, at=b"COMMIT", deliver=False)
     async with proxy.serve() as client:
         with pytest.raises(Exception, match="connection") as broken:
             async with client.begin() as connection:

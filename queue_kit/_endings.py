@@ -1,0 +1,116 @@
+"""How runs ended, on its way to the database. While one batch is in flight, endings wait; when it is answered, all who
+waited go out as the next. There is no timer: idle, an ending travels alone and at once; under load a batch grows to fit
+the round trip.
+
+A puller does not wait for its ending (with one puller that is worth a factor of ten), only for room among those that
+are not written yet.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from queue_kit.event import Span
+from queue_kit.job import Claimed, Outcome, Verdict
+
+_logger = logging.getLogger("queue_kit.worker")
+
+LOCKED_PAUSE = 0.25
+"""Seconds until an ending whose row somebody has locked is tried again."""
+
+MOST_UNWRITTEN = 1_000
+"""Endings on their way from which on pullers wait: how many jobs at most run again after a crash though they ended."""
+
+
+class Settlement(Enum):
+    """What became of an ending."""
+
+    done = auto()
+    locked = auto()
+    lost = auto()
+
+
+@dataclass(slots=True)
+class Ending:
+    """How a job ended, and for one that ran the seconds it took and its spans.
+
+    It holds nothing else of the run: what waits here in hundreds is what Python's garbage collector walks through.
+    """
+
+    claimed: Claimed
+    outcome: Outcome
+    seconds: float | None = None
+    spans: Span | None = None
+    written: asyncio.Future[None] | None = None
+
+
+class Endings:
+    """Takes endings one by one and hands them on in batches to `flush`, which answers with one settlement each.
+
+    `on_written` is told of each, with the outcome that stands: `lost` when the job is not ours any more.
+    """
+
+    def __init__(
+        self,
+        flush: Callable[[Sequence[tuple[Claimed, Outcome]]], Awaitable[Sequence[Settlement]]],
+        on_written: Callable[[Ending], None],
+    ) -> None:
+        self._flush = flush
+        self._on_written = on_written
+        self._waiting: list[Ending] = []
+        self._unwritten = 0
+        self._answered = asyncio.Event()
+        self._pump: asyncio.Task[None] | None = None
+
+    def put(self, ending: Ending) -> None:
+        """Have an ending written."""
+        self._unwritten += 1
+        self._send(ending)
+
+    async def write(self, ending: Ending) -> None:
+        """Have an ending written, and wait until it is."""
+        ending.written = asyncio.get_running_loop().create_future()
+        self.put(ending)
+        await ending.written
+
+    async def room(self, most: int = MOST_UNWRITTEN) -> None:
+        """Wait until at most this many endings are not written yet."""
+        while self._unwritten > most:
+            self._answered.clear()
+            await self._answered.wait()
+
+    def _send(self, ending: Ending) -> None:
+        self._waiting.append(ending)
+        if self._pump is None or self._pump.done():
+            self._pump = asyncio.create_task(self._run(), name="queue_kit: settle")
+
+    async def _run(self) -> None:
+        while self._waiting:
+            await asyncio.sleep(0)  # let what ends in this turn of the loop join
+            batch, self._waiting = self._waiting, []
+            settlements = await self._flush([(ending.claimed, ending.outcome) for ending in batch])
+            for ending, settlement in zip(batch, settlements, strict=True):
+                self._settled(ending, settlement)
+            self._answered.set()
+
+    def _settled(self, ending: Ending, settlement: Settlement) -> None:
+        if settlement is Settlement.locked:
+            asyncio.get_running_loop().call_later(LOCKED_PAUSE, self._send, ending)
+            return
+        self._unwritten -= 1
+        if settlement is Settlement.lost:
+            ending.outcome = Outcome(Verdict.lost)
+        try:
+            self._on_written(ending)
+        except Exception:
+            _logger.exception("the ending of job %s is stored, but was not reported", ending.claimed.job.id)
+        if ending.written is not None and not ending.written.done():
+            ending.written.set_result(None)
+
+    async def close(self) -> None:
+        """Give up what is still under way."""
+        if self._pump is not None and not self._pump.done():
+            self._pump.cancel()
+            await asyncio.wait({self._pump})

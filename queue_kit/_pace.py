@@ -1,0 +1,64 @@
+"""How far ahead of its pullers a worker may claim: as much as it finished in the last quarter of a second, as if all of
+it were of the slowest name seen lately. What is held ahead is begun soon, so slow handlers hold nothing that another
+worker could run, and a better job waits for little.
+"""
+
+import time
+
+HORIZON = 0.25
+"""Seconds of work that may be held ahead."""
+
+RECENT = 10.0
+"""Seconds after which a name's last run says nothing any more."""
+
+FADING = 0.9
+"""How much of a slow run a name remembers after the next one."""
+
+MOST_AHEAD = 1_000
+"""Rows held ahead at most, however fast they go: more gain nothing (200: 5 % slower, 5,000: the same)."""
+
+
+class Pace:
+    """Watches runs end; `ahead` is how many jobs to hold. Seconds are of this process's monotonic clock."""
+
+    def __init__(self, parallel_count: int, *, most: int | None) -> None:
+        self._parallel_count = parallel_count
+        self._most = MOST_AHEAD if most is None else most
+        self._names: dict[str, tuple[float, float]] = {}
+        self._since = time.monotonic()
+        self._ended = 0
+        self._ended_before = 0
+
+    @property
+    def strict(self) -> bool:
+        """Whether nothing is ever held ahead."""
+        return self._most == 0
+
+    def ended(self, name: str, seconds: float, at: float) -> None:
+        """A run of `name` took this long and ended at this time."""
+        self._turn(at)
+        self._ended += 1
+        slowest, _ = self._names.get(name, (0.0, at))
+        self._names[name] = max(seconds, slowest * FADING), at
+
+    def ahead(self) -> int:
+        """How many jobs to hold ahead now."""
+        if self.strict:
+            return 0
+        now = time.monotonic()
+        self._turn(now)
+        ended = self._ended + self._ended_before
+        if not ended:
+            return 0
+        self._names = {name: (seconds, at) for name, (seconds, at) in self._names.items() if now - at < RECENT}
+        slowest = max((seconds for seconds, _ in self._names.values()), default=HORIZON)
+        in_time = self._parallel_count * HORIZON / max(slowest, 1e-6)
+        return min(ended, int(in_time), self._most)
+
+    def _turn(self, now: float) -> None:
+        """Count in two halves of the horizon, and forget the older one."""
+        passed = now - self._since
+        if passed >= HORIZON / 2:
+            self._ended_before = self._ended if passed < HORIZON else 0
+            self._ended = 0
+            self._since = now

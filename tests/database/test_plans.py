@@ -1,0 +1,373 @@
+"""The plans of the statements that run all day, on a table of realistic size and with the texts and types that a worker
+sends: what a planner may choose wrongly costs a factor of ten and more, and shows in no other test."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import UUID, uuid4
+
+import pytest
+import pytest_asyncio
+from sqlalchemy import Connection, Executable, event, text
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from queue_kit import _statements, sqlite_engine
+from queue_kit._dialect import LONG_AGO
+from queue_kit._scan import Place
+from queue_kit._statements import as_batch
+from queue_kit._store import NO_LIMIT, PROMOTE_LIMIT
+from queue_kit.models import FAILED
+
+NAMES = [f"name.{number}" for number in range(5)]
+PRIORITIES = 20
+HISTORY = 100_000
+LEASED = 2_000
+DEAD = 20_000
+WORKER = UUID(int=7)
+BATCH = 100
+LEASED_ID = HISTORY + 1
+"""The first job that the seeded worker holds (PostgreSQL)."""
+PLAN_MODES = ("force_custom_plan", "force_generic_plan")
+
+# First the history, as in a table that has been in use. Then, at the head of the order, what is leased, and what has
+# ended since the last vacuum.
+POSTGRESQL = f"""
+ALTER TABLE queue_kit_job SET (autovacuum_enabled = false);
+INSERT INTO queue_kit_job (name, priority, status, updated_at)
+    SELECT 'name.' || n % 5, 1 + n % {PRIORITIES}, CASE WHEN n % 50 = 0 THEN 3 ELSE 2 END, now() - n * interval '1 s'
+    FROM generate_series(1, {HISTORY}) AS n;
+INSERT INTO queue_kit_job (name, priority, scheduled_at, lease_until, worker_id, claim_no)
+    SELECT 'name.' || n % 5, 0, now() - interval '2 hours' + n * interval '1 ms',
+           now() + interval '1 hour', '{WORKER}', 1
+    FROM generate_series(1, {LEASED}) AS n;
+INSERT INTO queue_kit_job (name, priority, scheduled_at)
+    SELECT 'name.' || n % 5, 0, now() - interval '1 hour' + n * interval '1 ms' FROM generate_series(1, {DEAD}) AS n;
+UPDATE queue_kit_job SET status = 2 WHERE worker_id IS NULL AND status = 1;
+INSERT INTO queue_kit_job (name, priority, scheduled_at)
+    SELECT 'name.' || n % 5, 1 + n % {PRIORITIES}, now() - interval '30 minutes' + n * interval '1 ms'
+    FROM generate_series(1, 200000) AS n;
+INSERT INTO queue_kit_job (name, priority, scheduled_at)
+    SELECT 'name.' || n % 5, n % {PRIORITIES}, now() + n * interval '1 s' FROM generate_series(1, 49000) AS n;
+INSERT INTO queue_kit_job (name, priority, status, scheduled_at)
+    SELECT 'name.' || n % 5, n % {PRIORITIES}, 0, now() - n * interval '1 ms' FROM generate_series(1, 1000) AS n;
+INSERT INTO queue_kit_cron (name, expression, timezone, priority, next_at)
+    SELECT 'cron.' || n, '* * * * *', 'UTC', 5, now() FROM generate_series(1, 20) AS n;
+ANALYZE queue_kit_job;
+ANALYZE queue_kit_cron;
+"""
+
+NUMBERS = "WITH RECURSIVE series(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM series WHERE n < {count})"
+SQLITE = (
+    f"""INSERT INTO queue_kit_job (name, priority, scheduled_at, lease_until, worker_id, claim_no)
+    {NUMBERS.format(count=500)}
+    SELECT 'name.' || n % 5, 0, '2020-01-01 00:00:00.000', '2120-01-01 00:00:00.000', '{WORKER.hex}', 1 FROM series""",
+    f"""INSERT INTO queue_kit_job (name, priority, scheduled_at) {NUMBERS.format(count=20_000)}
+    SELECT 'name.' || n % 5, 1 + n % {PRIORITIES}, '2020-01-02 00:00:00.000' FROM series""",
+    f"""INSERT INTO queue_kit_job (name, priority, status) {NUMBERS.format(count=10_000)}
+    SELECT 'name.' || n % 5, 1 + n % {PRIORITIES}, 2 FROM series""",
+    f"""INSERT INTO queue_kit_job (name, priority, scheduled_at) {NUMBERS.format(count=5_000)}
+    SELECT 'name.' || n % 5, n % {PRIORITIES}, '2120-01-01 00:00:00.000' FROM series""",
+    "ANALYZE",
+)
+
+
+class Call(NamedTuple):
+    """A statement and its parameters, by the names that `_statements` gives them."""
+
+    statement: Executable
+    parameters: dict[str, Any]
+
+
+def claim(*, wanted: int = 50, ahead: int = 0, after: Place | None = None, held: int = 0) -> Call:
+    priority, due, job_id = (-1, LONG_AGO, 0) if after is None else after
+    return Call(
+        _statements.claim(),
+        {
+            "names": as_batch(NAMES),
+            "wedged_ids": as_batch([]),
+            "held_ids": as_batch(range(1, held + 1)),
+            "after_priority": priority,
+            "after_due": due,
+            "after_id": job_id,
+            "suspects_from": 0,
+            "suspects_below": NO_LIMIT,
+            "wanted": wanted,
+            "ahead": ahead,
+            "bytes_ahead": 4_194_304,
+            "worker": uuid4(),
+            "lease": 30.0,
+        },
+    )
+
+
+def batch(**fields: Any) -> dict[str, Any]:
+    """The parameters of what is settled or renewed: jobs that the seeded worker holds."""
+    rows = [{"id": LEASED_ID + number, "claim_no": 1, **fields} for number in range(BATCH)]
+    return {"batch": as_batch(rows), "worker": WORKER}
+
+
+LONG_PAST_THE_HEAD: Place = (9, datetime(2020, 1, 3, tzinfo=UTC), 0)
+
+CLAIMS = {
+    "at the head": claim(),
+    "for one puller": claim(wanted=1, held=1),
+    "ahead": claim(wanted=10, ahead=1_000, held=1_000),
+    "behind a mark": claim(wanted=10, ahead=200, after=LONG_PAST_THE_HEAD, held=500),
+}
+
+SETTLING = {
+    "complete": Call(_statements.complete(), batch()),
+    "remove": Call(_statements.remove(), batch()),
+    "close": Call(_statements.close(), batch(status=FAILED, failed=1, error={"class": "ValueError"})),
+    "put_back": Call(_statements.put_back(), batch(failed=1, lapsed=0, forgiven=False, delay=5.0)),
+    "renew": Call(_statements.renew(), batch() | {"lease": 30.0}),
+    "still_ours": Call(_statements.still_ours(), batch()),
+}
+FENCE = _statements.fence(LEASED_ID, WORKER, 1)
+ONE_BY_ONE = {
+    "complete_one": Call(_statements.complete_one(), FENCE),
+    "remove_one": Call(_statements.remove_one(), FENCE),
+    "checkpoint_one": Call(_statements.checkpoint_one(), FENCE | {"lease": 30.0}),
+    "hand_over_key": Call(_statements.hand_over_key(), FENCE),
+    "cancel": Call(_statements.cancel(), {"job_id": LEASED_ID}),
+    "retry": Call(_statements.retry(), {"job_id": LEASED_ID}),
+}
+LOOK = Call(
+    _statements.look(), {key: claim().parameters[key] for key in ("names", "after_priority", "after_due", "after_id")}
+)
+PROMOTE = Call(_statements.promote(), {"limit": PROMOTE_LIMIT})
+PRUNE = Call(_statements.prune(), {"first": 1, "last": 10_000, "days": 30.0, "failed_days": 30.0})
+
+
+def by_name(calls: dict[str, Call]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("call", calls.values(), ids=calls.keys())
+
+
+# --- PostgreSQL -------------------------------------------------------------------------------------------------------
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def seeded_url(server) -> AsyncIterator[str]:
+    """A large table; whoever changes it rolls back."""
+    async with server.fresh(server.template) as url:
+        engine = create_async_engine(url)
+        async with engine.begin() as connection:
+            driver = (await connection.get_raw_connection()).driver_connection
+            await driver.execute(POSTGRESQL)
+        await engine.dispose()
+        yield url
+
+
+@pytest.fixture
+async def large(seeded_url) -> AsyncIterator[AsyncEngine]:
+    engine = create_async_engine(seeded_url)
+    yield engine
+    await engine.dispose()
+
+
+async def explain(engine: AsyncEngine, call: Call, *, mode: str, analyze: bool = False) -> dict[str, Any]:
+    """The plan of a statement, as the worker's driver sends it: prepared, with parameters."""
+    statement, arguments = await as_sent(engine, call)
+    options = "ANALYZE, BUFFERS, FORMAT JSON" if analyze else "FORMAT JSON"
+    async with engine.connect() as connection:
+        driver = (await connection.get_raw_connection()).driver_connection
+        transaction = driver.transaction()
+        await transaction.start()
+        try:
+            await driver.execute(f"SET LOCAL plan_cache_mode = {mode}")
+            # Or a sequential scan would begin where the last one ended, and be quick by luck.
+            await driver.execute("SET LOCAL synchronize_seqscans = off")
+            await driver.execute(f"PREPARE worker_statement AS {statement}")
+            using = f"({', '.join(map(literal, arguments))})" if arguments else ""
+            ((plan,),) = await driver.fetch(f"EXPLAIN ({options}) EXECUTE worker_statement{using}")
+        finally:
+            await transaction.rollback()
+            await driver.execute("DEALLOCATE worker_statement")
+    return plan[0]["Plan"]
+
+
+async def as_sent(engine: AsyncEngine, call: Call) -> tuple[str, tuple[Any, ...]]:
+    """The text and the arguments in the order in which the driver gets them."""
+    sent = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, parameters: tuple[Any, ...], *_: Any) -> None:
+        sent.append((statement, parameters))
+
+    async with engine.connect() as connection:
+        event.listen(engine.sync_engine, "before_cursor_execute", note)
+        try:
+            await connection.execute(call.statement, call.parameters)
+        finally:
+            event.remove(engine.sync_engine, "before_cursor_execute", note)
+            await connection.rollback()
+    statement, arguments = sent[-1]  # the first connection also says BEGIN or asks for the version
+    return statement, tuple(arguments)
+
+
+def literal(value: object) -> str:
+    if value is None:
+        return "NULL"
+    return str(value) if isinstance(value, bool | int | float) else "'" + str(value).replace("'", "''") + "'"
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for below in plan.get("Plans", ()):
+        yield from nodes(below)
+
+
+def on_jobs(plan: dict[str, Any]) -> set[tuple[str, str | None]]:
+    """How the jobs are reached: each kind of scan with its index."""
+    found = set()
+    for node in nodes(plan):
+        if node.get("Relation Name") == "queue_kit_job" and node["Node Type"] != "ModifyTable":
+            found.add((node["Node Type"], node.get("Index Name")))
+        if node["Node Type"] == "Bitmap Index Scan":
+            found.add((node["Node Type"], node["Index Name"]))
+    return found
+
+
+def kinds(plan: dict[str, Any]) -> set[str]:
+    return {node["Node Type"] for node in nodes(plan)}
+
+
+def buffers(plan: dict[str, Any]) -> int:
+    return plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
+
+
+READY_THEN_POINTERS = {("Index Scan", "queue_kit_job_ready"), ("Tid Scan", None)}
+
+
+@pytest.mark.parametrize("mode", PLAN_MODES)
+@by_name(CLAIMS)
+async def test_a_claim_walks_the_ready_index_and_sorts_nothing(large, call, mode):
+    plan = await explain(large, call, mode=mode)
+    assert on_jobs(plan) == READY_THEN_POINTERS
+    assert not {"Sort", "Incremental Sort", "Hash Join", "Merge Join"} & kinds(plan)
+
+
+@pytest.mark.parametrize("mode", PLAN_MODES)
+@by_name(SETTLING)
+async def test_endings_and_renewals_go_by_the_primary_key(large, call, mode):
+    plan = await explain(large, call, mode=mode)
+    reached = on_jobs(plan)
+    assert reached <= {("Index Scan", "queue_kit_job_pkey"), ("Tid Scan", None)}
+    assert ("Index Scan", "queue_kit_job_pkey") in reached
+
+
+@pytest.mark.parametrize("mode", PLAN_MODES)
+@by_name(ONE_BY_ONE)
+async def test_what_changes_one_job_goes_by_the_primary_key(large, call, mode):
+    reached = on_jobs(await explain(large, call, mode=mode))
+    assert ("Index Scan", "queue_kit_job_pkey") in reached
+    assert "Seq Scan" not in {kind for kind, _ in reached}
+
+
+@pytest.mark.parametrize("mode", PLAN_MODES)
+async def test_a_look_reads_neither_backlog_nor_history(large, mode):
+    plan = await explain(large, LOOK, mode=mode, analyze=True)
+    reached = on_jobs(plan)
+    assert "Seq Scan" not in {kind for kind, _ in reached}
+    indexes = {index for _, index in reached}
+    assert {"queue_kit_job_ready", "queue_kit_job_scheduled", "queue_kit_job_cron_live"} == indexes
+    assert buffers(plan) < 1_000
+
+
+@pytest.mark.parametrize("mode", PLAN_MODES)
+async def test_promoting_walks_the_index_of_scheduled_jobs(large, mode):
+    plan = await explain(large, PROMOTE, mode=mode)
+    assert on_jobs(plan) == {("Index Scan", "queue_kit_job_scheduled"), ("Tid Scan", None)}
+    assert "Sort" not in kinds(plan)
+
+
+@pytest.mark.parametrize("mode", PLAN_MODES)
+async def test_pruning_a_page_goes_by_the_primary_key(large, mode):
+    reached = on_jobs(await explain(large, PRUNE, mode=mode))
+    assert reached <= {
+        ("Index Scan", "queue_kit_job_pkey"),
+        ("Bitmap Index Scan", "queue_kit_job_pkey"),
+        ("Bitmap Heap Scan", None),
+    }
+
+
+async def last_place_before_the_backlog(engine: AsyncEngine) -> Place:
+    """Where a worker's mark stands that has done all of the best priority."""
+    query = "SELECT priority, scheduled_at, id FROM queue_kit_job WHERE priority = 0 AND status = 2"
+    async with engine.connect() as connection:
+        row = (await connection.execute(text(f"{query} ORDER BY scheduled_at DESC LIMIT 1"))).one()
+    return tuple(row)
+
+
+@pytest.mark.parametrize("mode", PLAN_MODES)
+async def test_behind_its_mark_a_claim_touches_no_leased_or_dead_rows(large, mode):
+    mark = await last_place_before_the_backlog(large)
+    plan = await explain(large, claim(after=mark), mode=mode, analyze=True)
+    (taken,) = [node for node in nodes(plan) if node["Node Type"] == "Tid Scan"]
+    assert taken["Actual Rows"] == 50
+    assert buffers(plan) < 1_000
+    at_the_head = await explain(large, claim(), mode=mode, analyze=True)
+    assert buffers(at_the_head) > buffers(plan)
+
+
+@pytest.mark.parametrize("mode", PLAN_MODES)
+async def test_settling_touches_a_few_pages_a_job(large, mode):
+    plan = await explain(large, SETTLING["complete"], mode=mode, analyze=True)
+    assert plan["Actual Rows"] == BATCH
+    assert buffers(plan) < 30 * BATCH
+
+
+# --- SQLite -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def seeded_file(sqlite_template, tmp_path_factory) -> Path:
+    path = Path(shutil.copy(sqlite_template, tmp_path_factory.mktemp("plans") / "large.db"))
+
+    async def seed() -> None:
+        engine = sqlite_engine(path)
+        async with engine.begin() as connection:
+            for statement in SQLITE:
+                await connection.execute(text(statement))
+        await engine.dispose()
+
+    asyncio.run(seed())
+    return path
+
+
+@pytest.fixture
+async def large_file(seeded_file) -> AsyncIterator[AsyncEngine]:
+    engine = sqlite_engine(seeded_file)
+    yield engine
+    await engine.dispose()
+
+
+async def query_plan(engine: AsyncEngine, call: Call) -> list[str]:
+    statement, arguments = await as_sent(engine, call)
+
+    def plan(connection: Connection) -> list[str]:
+        return [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", arguments)]
+
+    async with engine.connect() as connection:
+        return await connection.run_sync(plan)
+
+
+def scans(plan: list[str]) -> list[str]:
+    """Where it reads the whole table."""
+    return [step for step in plan if step == "SCAN queue_kit_job"]
+
+
+@by_name(CLAIMS)
+async def test_on_sqlite_a_claim_walks_the_ready_index_and_sorts_nothing(large_file, call):
+    plan = await query_plan(large_file, call)
+    assert scans(plan) == []
+    assert any("queue_kit_job USING INDEX queue_kit_job_ready" in step for step in plan), plan
+    assert not any("ORDER BY" in step for step in plan), plan
+
+
+@by_name(SETTLING | ONE_BY_ONE | {"look": LOOK, "promote": PROMOTE, "prune": PRUNE})
+async def test_on_sqlite_nothing_else_reads_the_whole_table(large_file, call):
+    plan = await query_plan(large_file, call)
+    assert scans(plan) == []

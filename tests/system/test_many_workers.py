@@ -1,0 +1,56 @@
+"""One, two, four and eight worker processes on one database: each job once, a share for everybody, no deadlock."""
+
+import asyncio
+from collections import Counter
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from queue_kit import JobRow, NewJob, add_jobs
+from tests.database.running import raw, worker_rows
+from tests.support import count_jobs, effects, make_effects, until
+from tests.system.crowd import crowd
+
+JOBS_EACH = 40
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4, 8])
+async def test_workers_share_the_jobs_and_each_job_runs_once(pg_engine, postgres_url, workers):
+    await make_effects(pg_engine)
+    async with crowd() as processes:
+        for _ in range(workers):
+            await processes.start(postgres_url, parallel_count=2, poll_interval=0.2)
+
+        async def all_are_there() -> bool:
+            return len(await worker_rows(pg_engine)) == workers
+
+        await until(all_are_there)
+        names = ["write", "idle"] * (JOBS_EACH * workers // 2)
+        ids = await add_jobs(pg_engine, [NewJob(name) for name in names])
+
+        async def all_are_done() -> bool:
+            return await count_jobs(pg_engine, JobRow.is_complete) == len(ids)
+
+        await until(all_are_done)
+        assert await asyncio.gather(*(process.stop() for process in processes.all)) == [0] * workers
+    assert Counter(line for process in processes.all for line in process.lines if line.startswith("completed")) == {
+        f"completed {job_id}": 1 for job_id in ids
+    }
+    assert await effects(pg_engine) == ids[::2]
+    assert await count_jobs(pg_engine, (JobRow.claim_no != 1) | (JobRow.lost != 0) | (JobRow.retry_count != 0)) == 0
+    assert min(process.count("completed") for process in processes.all) >= JOBS_EACH // 4
+    assert [line for process in processes.all for line in process.log] == []
+    assert await deadlocks(pg_engine) == 0
+
+
+async def deadlocks(engine: AsyncEngine) -> int:
+    """How many deadlocks the database has seen. A connection reports its own when it ends, so wait for all others."""
+
+    async def alone() -> bool:
+        return await raw(engine, "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()") == [(1,)]
+
+    await until(alone)
+    async with engine.connect() as connection:
+        query = text("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+        return (await connection.execute(query)).scalar_one()

@@ -1,0 +1,331 @@
+"""How runs ended, on the way to the database: what travels together, what is tried again, who waits for what, and what
+an observer that raises may not spoil."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
+
+import pytest
+
+from queue_kit import Job
+from queue_kit._endings import LOCKED_PAUSE, MOST_UNWRITTEN, Ending, Endings, Settlement
+from queue_kit.job import Claimed, Outcome, Verdict
+from tests.support import until
+
+NOW = datetime(2026, 5, 1, tzinfo=UTC)
+COMPLETED = Outcome(Verdict.completed)
+
+
+class Database:
+    """Notes the batches that it is sent and waits until they are let through; `locked` and `lost` are job ids."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.outcomes: list[Outcome] = []
+        self.through = asyncio.Semaphore(0)
+        self.locked: set[int] = set()
+        self.lost: set[int] = set()
+
+    async def __call__(self, batch: Sequence[tuple[Claimed, Outcome]]) -> list[Settlement]:
+        self.batches.append([claimed.job.id for claimed, _ in batch])
+        self.outcomes += [outcome for _, outcome in batch]
+        await self.through.acquire()
+        return [self._settlement(claimed.job.id) for claimed, _ in batch]
+
+    def _settlement(self, job_id: int) -> Settlement:
+        if job_id in self.locked:
+            return Settlement.locked
+        return Settlement.lost if job_id in self.lost else Settlement.done
+
+    def answers(self, times: int = 1) -> None:
+        """Let this many batches through."""
+        for _ in range(times):
+            self.through.release()
+
+
+class Reports:
+    """What the endings' observer is told; it raises for the job ids in `spoiled`."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[int, Verdict]] = []
+        self.spoiled: set[int] = set()
+
+    def __call__(self, ending: Ending) -> None:
+        job_id = ending.claimed.job.id
+        self.told.append((job_id, ending.outcome.verdict))
+        if job_id in self.spoiled:
+            raise ValueError("spoiled")
+
+
+@pytest.fixture
+def database() -> Database:
+    return Database()
+
+
+@pytest.fixture
+def reports() -> Reports:
+    return Reports()
+
+
+@pytest.fixture
+async def endings(database: Database, reports: Reports) -> AsyncIterator[Endings]:
+    made = Endings(database, reports)
+    yield made
+    await made.close()
+
+
+def ending(number: int, outcome: Outcome = COMPLETED) -> Ending:
+    return Ending(Claimed(Job(number, "name", {}, 5, NOW, NOW), claim_no=1), outcome, seconds=0.1)
+
+
+async def turns(count: int = 10) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def completed(*numbers: int) -> list[tuple[int, Verdict]]:
+    return [(number, Verdict.completed) for number in numbers]
+
+
+# --- what travels together --------------------------------------------------------------------------------------------
+
+
+async def test_idle_an_ending_travels_alone_and_at_once(endings, database, reports):
+    endings.put(ending(1))
+    await turns()
+    assert database.batches == [[1]]
+    assert reports.told == []
+    database.answers()
+    await until(lambda: reports.told == completed(1))
+    endings.put(ending(2))
+    await turns()
+    assert database.batches == [[1], [2]]
+
+
+async def test_what_ends_in_the_same_turn_of_the_loop_travels_together(endings, database, reports):
+    async def end(number: int) -> None:
+        endings.put(ending(number))
+
+    await asyncio.gather(*map(end, (1, 2, 3)))
+    database.answers()
+    await until(lambda: reports.told == completed(1, 2, 3))
+    assert database.batches == [[1, 2, 3]]
+
+
+async def test_what_ends_while_a_batch_is_in_flight_goes_out_as_the_next(endings, database, reports):
+    endings.put(ending(1))
+    await turns()
+    for number in (2, 3):
+        endings.put(ending(number))
+        await turns()
+    endings.put(ending(4))
+    await turns()
+    assert database.batches == [[1]]
+    database.answers()
+    await until(lambda: reports.told == completed(1))
+    await turns()
+    assert database.batches == [[1], [2, 3, 4]]
+    database.answers()
+    await until(lambda: reports.told == completed(1, 2, 3, 4))
+    assert len(database.batches) == 2
+
+
+async def test_each_ending_is_told_with_its_own_outcome(endings, database, reports):
+    outcomes = [Outcome(Verdict.failed, error={"reason": "no"}), Outcome(Verdict.snoozed, delay=5.0), COMPLETED]
+    for number, outcome in enumerate(outcomes):
+        endings.put(ending(number, outcome))
+    database.answers()
+    await until(lambda: len(reports.told) == 3)
+    assert database.outcomes == outcomes
+    assert reports.told == [(0, Verdict.failed), (1, Verdict.snoozed), (2, Verdict.completed)]
+
+
+# --- locked, lost -----------------------------------------------------------------------------------------------------
+
+
+async def test_one_that_is_locked_is_tried_again_after_a_pause_and_holds_up_nobody(endings, database, reports, clock):
+    database.locked = {2}
+    for number in (1, 2, 3):
+        endings.put(ending(number))
+    database.answers(3)
+    await until(lambda: reports.told == completed(1, 3))
+    endings.put(ending(4))
+    await until(lambda: reports.told == completed(1, 3, 4))
+    assert database.batches == [[1, 2, 3], [4]]
+    database.locked.clear()
+    clock.forward(LOCKED_PAUSE + 0.01)
+    await until(lambda: reports.told == completed(1, 3, 4, 2))
+    assert database.batches == [[1, 2, 3], [4], [2]]
+
+
+async def test_one_that_stays_locked_is_tried_again_and_again(endings, database, reports, clock):
+    database.locked = {1}
+    database.answers(4)
+    endings.put(ending(1))
+    for tries in (1, 2, 3):
+        await until(lambda tries=tries: len(database.batches) == tries)
+        await turns()
+        assert reports.told == []
+        clock.forward(LOCKED_PAUSE + 0.01)
+    database.locked.clear()
+    await until(lambda: reports.told == completed(1))
+    await endings.room(0)
+
+
+async def test_one_that_is_lost_is_reported_as_lost_and_its_neighbours_are_not(endings, database, reports):
+    database.lost = {2}
+    for number in (1, 2, 3):
+        endings.put(ending(number))
+    database.answers()
+    await until(lambda: len(reports.told) == 3)
+    assert reports.told == [(1, Verdict.completed), (2, Verdict.lost), (3, Verdict.completed)]
+    await endings.room(0)
+
+
+# --- who waits --------------------------------------------------------------------------------------------------------
+
+
+async def test_writing_waits_for_its_own_ending_and_for_no_other(endings, database, reports):
+    first = asyncio.create_task(endings.write(ending(1)))
+    await turns()
+    second = asyncio.create_task(endings.write(ending(2)))
+    await turns()
+    assert not first.done()
+    database.answers()
+    await asyncio.wait_for(first, 10)
+    assert reports.told == completed(1)
+    assert not second.done()
+    database.answers()
+    await asyncio.wait_for(second, 10)
+    assert reports.told == completed(1, 2)
+
+
+async def test_writing_waits_while_its_row_is_locked(endings, database, reports, clock):
+    database.locked = {1}
+    database.answers(2)
+    writing = asyncio.create_task(endings.write(ending(1)))
+    await until(lambda: database.batches)
+    await turns()
+    assert not writing.done()
+    database.locked.clear()
+    clock.forward(LOCKED_PAUSE + 0.01)
+    await asyncio.wait_for(writing, 10)
+    assert reports.told == completed(1)
+
+
+async def test_one_that_is_lost_ends_the_wait_as_well(endings, database, reports):
+    database.lost = {1}
+    database.answers()
+    await asyncio.wait_for(endings.write(ending(1)), 10)
+    assert reports.told == [(1, Verdict.lost)]
+
+
+async def test_the_ending_of_a_writer_that_was_cancelled_still_goes_out_and_spoils_nothing(endings, database, reports):
+    first = asyncio.create_task(endings.write(ending(1)))
+    await turns()
+    waiting, neighbour = (asyncio.create_task(endings.write(ending(number))) for number in (2, 3))
+    await turns()
+    first.cancel()
+    waiting.cancel()
+    database.answers(2)
+    await asyncio.wait_for(neighbour, 10)
+    assert database.batches == [[1], [2, 3]]
+    assert reports.told == completed(1, 2, 3)
+    assert first.cancelled()
+    assert waiting.cancelled()
+
+
+async def test_putting_waits_for_nobody_and_room_for_as_many_as_are_too_many(endings, database, reports):
+    endings.put(ending(1))
+    await turns()
+    for number in (2, 3, 4):
+        endings.put(ending(number))
+    await asyncio.wait_for(endings.room(4), 10)
+    waiting = [asyncio.create_task(endings.room(most)) for most in (3, 2, 0)]
+    await turns()
+    assert [task.done() for task in waiting] == [False, False, False]
+    database.answers()
+    await until(waiting[0].done)
+    assert [task.done() for task in waiting] == [True, False, False]  # three are left
+    database.answers()
+    await asyncio.wait_for(asyncio.gather(*waiting), 10)
+    assert reports.told == completed(1, 2, 3, 4)
+
+
+async def test_by_default_there_is_room_for_many_but_not_for_any_number(endings, database):
+    for number in range(MOST_UNWRITTEN):
+        endings.put(ending(number))
+    await asyncio.wait_for(endings.room(), 10)
+    await turns()
+    endings.put(ending(MOST_UNWRITTEN))
+    waiting = asyncio.create_task(endings.room())
+    await turns()
+    assert not waiting.done()
+    database.answers()
+    await asyncio.wait_for(waiting, 10)
+    assert [len(batch) for batch in database.batches] == [MOST_UNWRITTEN, 1]
+
+
+async def test_one_that_is_locked_counts_until_it_is_written(endings, database, clock):
+    database.locked = {1}
+    database.answers(2)
+    endings.put(ending(1))
+    flushed = asyncio.create_task(endings.room(0))
+    await until(lambda: database.batches)
+    await turns()
+    assert not flushed.done()
+    database.locked.clear()
+    clock.forward(LOCKED_PAUSE + 0.01)
+    await asyncio.wait_for(flushed, 10)
+
+
+async def test_with_nothing_under_way_there_is_room(endings, database):
+    await asyncio.wait_for(endings.room(0), 10)
+    assert database.batches == []
+
+
+# --- observers --------------------------------------------------------------------------------------------------------
+
+
+async def test_an_observer_that_raises_spoils_nothing(endings, database, reports, caplog):
+    reports.spoiled = {1, 2}
+    writing = [asyncio.create_task(endings.write(ending(number))) for number in (1, 2, 3)]
+    database.answers()
+    await asyncio.wait_for(asyncio.gather(*writing), 10)
+    await endings.room(0)
+    assert reports.told == completed(1, 2, 3)
+    assert "the ending of job 1 is stored, but was not reported" in caplog.text
+    endings.put(ending(4))
+    database.answers()
+    await until(lambda: reports.told == completed(1, 2, 3, 4))
+
+
+# --- closing ----------------------------------------------------------------------------------------------------------
+
+
+async def test_closing_gives_up_what_is_in_flight(endings, database, reports):
+    endings.put(ending(1))
+    await turns()
+    await asyncio.wait_for(endings.close(), 10)
+    database.answers()
+    await turns()
+    assert not database.through.locked()  # nobody was left to take it
+    assert reports.told == []
+
+
+async def test_closing_gives_up_what_waits_for_a_lock(endings, database, reports, clock):
+    database.locked = {1}
+    database.answers(2)
+    endings.put(ending(1))
+    await until(lambda: database.batches)
+    await turns()
+    await asyncio.wait_for(endings.close(), 10)
+    clock.forward(LOCKED_PAUSE + 0.01)
+    await turns()
+    assert database.batches == [[1]]
+    assert reports.told == []
+
+
+async def test_closing_twice_or_idle_is_harmless(endings):
+    await endings.close()
+    await endings.close()
