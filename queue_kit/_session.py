@@ -11,10 +11,11 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import UUID
+from weakref import WeakKeyDictionary, WeakSet
 
-from sqlalchemy import Connection, event, util
+from sqlalchemy import Connection, Engine, event, util
 from sqlalchemy.exc import DBAPIError, InvalidRequestError, MissingGreenlet
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
@@ -28,6 +29,8 @@ from queue_kit.job import Claimed
 from queue_kit.models import JobRow
 
 _logger = logging.getLogger("queue_kit.worker")
+
+Execute: TypeAlias = Callable[..., Any]
 
 LONG_HOLD = 1.0
 """Seconds after which a handler that keeps SQLite's only write lock is named in the log."""
@@ -120,7 +123,8 @@ class HandlerSession:
     _held_since: float | None = None
     _entering = False
     _committing = False
-    _ending: Callable[[Session], None] | None = None
+    _ending: Callable[[Execute], None] | None = None
+    _connection: Any = None
     _killed: JobAborted | None = None
     _pooled: Any = None
     _driver: Any = None
@@ -167,8 +171,9 @@ class HandlerSession:
         closed = self._last_driver is not None and self._last_driver.is_closed()
         return closed and any(is_connection_lost(each) for each in _chain(error) if not isinstance(each, TimeoutError))
 
-    async def commit(self, ending: Callable[[Session], None]) -> None:
-        """Commit the handler's writes together with the job's ending, which `ending` writes and fences."""
+    async def commit(self, ending: Callable[[Execute], None]) -> None:
+        """Commit the handler's writes together with the job's ending, which `ending` writes and fences with what
+        executes statements in the transaction."""
         self._ending = ending
         await self.session.commit()
 
@@ -288,7 +293,9 @@ class HandlerSession:
             self._refuse_when_killed()
         if self._setting.set_isolation is not None:
             connection.exec_driver_sql(self._setting.set_isolation)
-        event.listen(connection, "commit", self._guard_commit)
+        _guards[connection] = self
+        _guard_commits(connection.engine)
+        self._connection = connection
         if self._setting.embedded:
             event.listen(connection, "before_cursor_execute", self._refuse_when_aborted)
             self._driver._execute = self._watched(self._driver._execute)  # noqa: SLF001 - all its calls pass here
@@ -319,7 +326,8 @@ class HandlerSession:
             return
         self._token.raise_if_aborted()
         if self._ending is not None:
-            self._ending(session)
+            # On the connection itself, where a session has only one: the session's own execute takes 60 us more.
+            self._ending(self._connection.execute if isinstance(session, FencedSession) else session.execute)
         else:
             session.flush()  # or its statements would come after, and under the fence's budget
             if not self._setting.embedded:
@@ -335,8 +343,9 @@ class HandlerSession:
             self._token.abort(lost)
             raise lost
 
-    def _guard_commit(self, connection: Connection) -> None:
-        if not self._committing:
+    def guard_commit(self, connection: Connection) -> None:
+        """Refuse a commit that passed the session by."""
+        if not self._committing and self._driver is not None:
             # SQLAlchemy takes a commit that raised for done, and would give the open transaction back to the pool.
             connection.connection.rollback()
             raise UnfencedCommit("commit through session.commit(), which checks the lease; nothing was committed")
@@ -350,6 +359,21 @@ class HandlerSession:
         if self._held_since is not None:
             self._connected.set()
         self._release()
+
+
+_guards: WeakKeyDictionary[Connection, HandlerSession] = WeakKeyDictionary()
+_guarded_engines: WeakSet[Engine] = WeakSet()
+
+
+def _guard_commits(engine: Engine) -> None:
+    """See to the commits of handlers' connections. One listener an engine: one a transaction would take 30 us each."""
+    if engine not in _guarded_engines:
+        _guarded_engines.add(engine)
+
+        @event.listens_for(engine, "commit")
+        def _(connection: Connection) -> None:
+            if (guard := _guards.get(connection)) is not None:
+                guard.guard_commit(connection)
 
 
 class LazySession(AsyncSession):

@@ -20,12 +20,12 @@ from uuid import UUID
 from sqlalchemy import Connection, Engine, ExceptionContext, Executable, Row, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.orm import Session
 
 from queue_kit import _sqlite, _statements, cron
 from queue_kit._dialect import LONG_AGO, as_instant
 from queue_kit._endings import Settlement
 from queue_kit._scan import Place
+from queue_kit._session import Execute
 from queue_kit._statements import as_batch
 from queue_kit._transient import READ_ONLY, is_transient, sqlstate
 from queue_kit.job import Claimed, Job, Outcome, Verdict
@@ -246,13 +246,11 @@ class Store:
         parameters = {"batch": as_batch(map(_fence_row, claimed)), "worker": self.worker_id}
         return {row.id: row.status for row in await self._read(_statements.still_ours(), parameters)}
 
-    def complete_in(self, session: Session, claimed: Claimed) -> Any:
+    def complete_in(self, execute: Execute, claimed: Claimed) -> Any:
         """Complete a job inside its handler's transaction; the result's rowcount tells whether it was still ours."""
-        result: Any = session.execute(
-            self._complete_one, _statements.fence(claimed.job.id, self.worker_id, claimed.claim_no)
-        )
+        result: Any = execute(self._complete_one, _statements.fence(claimed.job.id, self.worker_id, claimed.claim_no))
         if claimed.cron_name is not None and result.rowcount == 1:
-            cron.succeed(session.execute, claimed.cron_name, completed=True)
+            cron.succeed(execute, claimed.cron_name, completed=True)
         return result
 
     async def was_committed(self, claimed: Claimed) -> bool | None:

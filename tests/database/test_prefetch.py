@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from queue_kit import Handlers, JobRow, JobState, NewJob, QueueWorker, add_job, add_jobs, cancel_job, retry_job
 from queue_kit._claims import BYTES_AHEAD
 from queue_kit.models import COMPLETED, JOBS
+from tests.conftest import engine_for
 from tests.database.clock import database_now, rows
 from tests.database.running import Gate
 from tests.support import Recorder, change, count_jobs, move, row_of, until
@@ -295,10 +296,6 @@ async def by_retry(engine: AsyncEngine) -> int:
     return row.id
 
 
-async def by_promotion(engine: AsyncEngine) -> int:
-    return await add_job(engine, "late", priority=0, delay=0.05)
-
-
 async def by_hand(engine: AsyncEngine) -> int:
     at = await database_now(engine) - timedelta(days=1)
     return await add_job(engine, "late", priority=5, scheduled_at=at)
@@ -313,7 +310,6 @@ async def by_program(engine: AsyncEngine) -> int:
 BEHIND: dict[str, Callable[[AsyncEngine], Awaitable[int]]] = {
     "of a better priority": by_priority,
     "retried": by_retry,
-    "promoted": by_promotion,
     "due before the others": by_hand,
     "made ready by another program": by_program,
 }
@@ -342,15 +338,34 @@ def backlog() -> Backlog:
     return Backlog()
 
 
+@pytest.fixture
+async def elsewhere(database_url) -> AsyncIterator[AsyncEngine]:
+    """Another program, whose commits this process does not hear of."""
+    made = engine_for(database_url)
+    yield made
+    await made.dispose()
+
+
 @pytest.mark.parametrize("become_ready", BEHIND.values(), ids=BEHIND.keys())
-async def test_what_becomes_ready_behind_the_mark_is_run_in_the_middle_of_the_backlog(engine, backlog, become_ready):
+async def test_what_becomes_ready_behind_the_mark_is_run_in_the_middle_of_the_backlog(
+    engine, elsewhere, backlog, become_ready
+):
     if become_ready in (by_retry, by_program):
         failed = await add_job(engine, "late", priority=0)
         await change(engine, failed, status=3)
     await add_jobs(engine, [NewJob("many")] * 3_000)
-    async with QueueWorker(engine, backlog.jobs, parallel_count=2, poll_interval=NEVER):
+    async with QueueWorker(engine, backlog.jobs, parallel_count=2, poll_interval=NEVER, listen=False):
         await until(lambda: len(backlog.ran) >= 200)
-        job_id = await become_ready(engine)
+        job_id = await become_ready(elsewhere)
+        await until(lambda: backlog.late == [job_id])
+        assert len(backlog.ran) < 2_500
+
+
+async def test_what_is_promoted_behind_the_mark_is_run_in_the_middle_of_the_backlog(engine, backlog):
+    await add_jobs(engine, [NewJob("many")] * 3_000)
+    async with QueueWorker(engine, backlog.jobs, parallel_count=2):
+        await until(lambda: len(backlog.ran) >= 200)
+        job_id = await add_job(engine, "late", priority=0, delay=0.05)
         await until(lambda: backlog.late == [job_id])
         assert len(backlog.ran) < 2_500
 
@@ -368,7 +383,9 @@ async def test_a_row_that_was_locked_when_it_was_passed_is_run_in_the_middle_of_
             assert len(backlog.ran) < 2_500
 
 
-async def test_what_became_ready_behind_the_mark_is_run_though_the_backlog_has_ended(engine, hold, monkeypatch):
+async def test_what_became_ready_behind_the_mark_is_run_though_the_backlog_has_ended(
+    engine, elsewhere, hold, monkeypatch
+):
     """The head is not to be looked at for a while, and nobody will wake the worker then: it looks by itself."""
     monkeypatch.setattr("queue_kit._scan.RESCAN_EVERY", 2.0)
     ran = []
@@ -380,7 +397,7 @@ async def test_what_became_ready_behind_the_mark_is_run_though_the_backlog_has_e
     await fill(engine, *[NewJob("quick", priority=2)] * 5)
     async with QueueWorker(engine, hold.jobs, poll_interval=NEVER, listen=False):
         await until(lambda: hold.running)
-        job_id = await by_hand(engine)
+        job_id = await by_priority(elsewhere)
         hold.open.set()
         await until(lambda: ran == [job_id])
     assert len(hold.quick) == 65

@@ -1,0 +1,361 @@
+"""What is done to a queue, one function a kind of run: `await workload(name, url, options, **sizes)` -> figures.
+
+Rows that a workload needs beside its own jobs are made with plain SQL, since a million of them through any API would
+take most of the time; `INSERT INTO queue_kit_job` is a documented way to add a job.
+"""
+
+import asyncio
+import itertools
+import random
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import asyncpg
+from sqlalchemy import insert
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.schema import CreateTable
+
+from benchmarks.crew import Crew
+from benchmarks.effects import EFFECTS
+from benchmarks.measure import (
+    BYSTANDER,
+    Costs,
+    Figures,
+    Meter,
+    WrongRun,
+    check_runs,
+    drain,
+    emptied,
+    expect_waiting,
+    fill,
+    metered,
+    writing,
+)
+from benchmarks.peers import Queue, load
+from benchmarks.peers.queue_kit import NAME, QueueKit
+from benchmarks.server import connected, execute
+
+PATIENCE = 20.0
+GAP = 0.05
+INSERTERS = 8
+SETTLE = 11.0
+"""A backend that falls idle reports its statements after ten seconds at the latest."""
+
+
+async def throughput(name: str, url: str, options: Figures, *, jobs: int, cap: float, workers: int = 1) -> Figures:
+    """Drain waiting no-op jobs."""
+    queue = await _installed(name, url, options)
+    await fill(queue, range(jobs))
+    return await drain(name, queue, options, jobs=jobs, cap=cap, workers=workers)
+
+
+async def backlog(name: str, url: str, options: Figures, *, jobs: int, cap: float, rows: int) -> Figures:
+    """Drain beside `rows` jobs that are scheduled for tomorrow at a better priority, and as many finished ones."""
+    queue = await _installed(name, url, options)
+    later = _rows(rows, scheduled_at="now() + interval '1 day' + number * interval '1 second'", priority="0")
+    await execute(url, later, _rows(rows, name="'finished'", status="2"), "VACUUM ANALYZE")
+    await fill(queue, range(jobs))
+    return await drain(name, queue, options, jobs=jobs, cap=cap)
+
+
+async def foreign(name: str, url: str, options: Figures, *, jobs: int, cap: float, rows: int) -> Figures:
+    """Drain behind `rows` due jobs of ten names that this worker does not run, at a better priority."""
+    queue = await _installed(name, url, options)
+    await execute(url, _rows(rows, name="'other-' || number % 10", priority="0"), "VACUUM ANALYZE")
+    await fill(queue, range(jobs))
+    return await drain(name, queue, options, jobs=jobs, cap=cap)
+
+
+async def held_snapshot(name: str, url: str, options: Figures, *, jobs: int, cap: float, rounds: int) -> Figures:
+    """Fill and drain, over and over, while another session holds a snapshot, so that nothing dead can be removed."""
+    queue = await _installed(name, url, options)
+    figures: Figures = {}
+    rates = []
+    async with connected(url) as holder:
+        await holder.execute(f"SET application_name = '{BYSTANDER}'")
+        await holder.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM pg_class")
+        for _ in range(rounds):
+            await fill(queue, range(jobs))
+            figures = await drain(name, queue, options, jobs=jobs, cap=cap)
+            rates.append(figures["rate"])
+            if figures["cut"]:
+                break
+    return figures | {"rounds": rates}
+
+
+async def add_many(name: str, url: str, options: Figures, *, jobs: int) -> Figures:
+    """Add jobs by the thousand."""
+    queue = await _installed(name, url, options)
+    return await _added(queue, jobs, lambda: queue.add_many(range(1, jobs + 1)))
+
+
+async def add_one(name: str, url: str, options: Figures, *, jobs: int) -> Figures:
+    """Add jobs one by one, each in a transaction of its own."""
+    queue = await _installed(name, url, options)
+
+    async def add() -> None:
+        for number in range(1, jobs + 1):
+            await queue.add(number)
+
+    return await _added(queue, jobs, add)
+
+
+async def pickup(name: str, url: str, options: Figures, *, jobs: int) -> Figures:
+    """Add jobs one by one to an idle queue: from the commit, as the adder sees it, to the start of the handler."""
+    queue = await _installed(name, url, options)
+    warm = 5
+    with Crew(name, url, options, jobs=warm + jobs, timed=True) as crew:
+        await queue.open()
+        await queue.add(0)
+        await crew.at_work()
+        await _paced(queue, range(1, warm))
+        waits = await _paced(queue, range(warm, warm + jobs))
+        if not await crew.until(warm + jobs, seconds=PATIENCE):
+            raise WrongRun(f"{crew.handled} of {warm + jobs} jobs were started")
+        check_runs(crew.runs, finished=True)
+        figures = _waits(crew, waits)
+    await queue.close()
+    return figures
+
+
+async def pickup_under_load(name: str, url: str, options: Figures, *, backlog: int, jobs: int) -> Figures:
+    """Add jobs of the best priority while a backlog of a worse one is run."""
+    queue = await _installed(name, url, options)
+    assert isinstance(queue, QueueKit)
+    await fill(queue, range(backlog))
+    with Crew(name, url, options, jobs=backlog + jobs, timed=True) as crew:
+        await queue.open()
+        await crew.at_work()
+        waits: dict[int, tuple[float, float]] = {}
+        for number in range(backlog, backlog + jobs):
+            if crew.handled > 0.9 * backlog:
+                break
+            waits |= await _paced(queue, range(number, number + 1), priority=0)
+        deadline = time.monotonic() + PATIENCE
+        while not all(crew.tallies[0].starts[number] for number in waits):
+            if time.monotonic() > deadline:
+                raise WrongRun("jobs of the best priority were not started")
+            await asyncio.sleep(0.01)
+        check_runs(crew.runs, finished=False)
+        figures = _waits(crew, waits) if len(waits) > 1 else {"jobs": len(waits)}
+    await queue.close()
+    return figures
+
+
+async def wakeups(name: str, url: str, options: Figures, *, seconds: float, turns: int) -> Figures:
+    """Insert over eight connections, with wake-ups and without them in turn, while a worker is there.
+
+    With the option `runs` of another name the worker stays idle; else it runs what is inserted.
+    """
+    queue = await _installed(name, url, options)
+    busy = "runs" not in options
+    triggers = await _notifying(url)
+    rates: dict[str, list[float]] = {"on": [], "off": []}
+    with Crew(name, url, options, jobs=1) as crew:
+        inserters = [await asyncpg.connect(url) for _ in range(INSERTERS)]
+        inserted = await _insert(inserters, 0.1)
+        await (crew.at_work() if busy else asyncio.sleep(3))
+        for turn in itertools.islice(itertools.cycle(("on", "off", "off", "on")), 2 * turns):
+            action = "ENABLE" if turn == "on" else "DISABLE"
+            await execute(url, *(f"ALTER TABLE queue_kit_job {action} TRIGGER {trigger}" for trigger in triggers))
+            added = await _insert(inserters, seconds)
+            rates[turn].append(added / seconds)
+            inserted += added
+            if busy:
+                await _empty(queue)
+            else:
+                await execute(url, "DELETE FROM queue_kit_job", "VACUUM queue_kit_job")
+        if crew.handled != (inserted if busy else 0):
+            raise WrongRun(f"{crew.handled} of {inserted} jobs were run")
+        for connection in inserters:
+            await connection.close()
+    on, off = (statistics.median(rates[turn]) for turn in ("on", "off"))
+    return {"rate": on, "rate_off": off, "ratio": on / off, "turns": rates, "triggers": triggers}
+
+
+async def idle(name: str, url: str, options: Figures, *, seconds: float) -> Figures:
+    """Watch a worker that has nothing to do."""
+    queue = await _installed(name, url, options)
+    with Crew(name, url, options, jobs=1) as crew:
+        await queue.open()
+        await queue.add(0)
+        await crew.at_work()
+        await queue.close()
+        await asyncio.sleep(SETTLE)
+        async with metered(url) as meter:
+            costs = Costs(crew.cpu, meter)
+            statements = await meter.statements()
+            await costs.begin()
+            await asyncio.sleep(seconds)
+            await costs.end()
+            statements = await meter.statements() - statements
+        check_runs(crew.runs, finished=True)
+    percent = {"core_percent": costs.own, "server_core_percent": costs.server}
+    return {"statements": statements / seconds} | {
+        key: None if used is None else used / seconds * 100 for key, used in percent.items()
+    }
+
+
+async def memory(name: str, url: str, options: Figures, *, jobs: int, cap: float) -> Figures:
+    """Run many jobs in one worker, and look how much memory it holds after a fifth of them and at the end."""
+    queue = await _installed(name, url, options)
+    await fill(queue, range(jobs))
+    with Crew(name, url, options, jobs=jobs) as crew:
+        await crew.at_work()
+        await crew.until(jobs // 5, seconds=cap / 2)
+        early = crew.memory(peak=False)
+        finished = await crew.until(jobs, seconds=cap)
+        late, peak, handled = crew.memory(peak=False), crew.memory(), crew.handled
+        if finished:
+            await _empty(queue)
+    check_runs(crew.runs, finished=finished)
+    growth = late / early if early and late else None
+    return {
+        "memory_mb": peak,
+        "early_mb": early,
+        "late_mb": late,
+        "growth": growth,
+        "jobs": handled,
+        "cut": not finished,
+    }
+
+
+async def session_writes(name: str, url: str, options: Figures, *, jobs: int, cap: float) -> Figures:
+    """Have handlers write a row through their session, beside a bare loop that does the same on a pool of the size."""
+    queue = await _installed(name, url, options)
+    assert isinstance(queue, QueueKit)
+    await execute(url, str(CreateTable(EFFECTS)))
+    await fill(queue, range(jobs))
+    bare = [await _bare_loop(queue.engine(), queue.pullers, jobs // 2)]
+    await execute(url, f"TRUNCATE {EFFECTS.name}")
+    figures = await drain(name, queue, options, jobs=jobs, cap=cap)
+    written = await queue.count(f"SELECT count(DISTINCT number) * 1000000 + count(*) FROM {EFFECTS.name}")
+    await queue.look_away()
+    if not figures["cut"] and written != jobs * 1_000_001:
+        raise WrongRun(f"the handlers' rows are not one a job: {divmod(written, 1_000_000)}")
+    bare.append(await _bare_loop(queue.engine(), queue.pullers, jobs // 2))
+    return figures | {"bare_rate": statistics.mean(bare), "ratio": figures["rate"] / statistics.mean(bare)}
+
+
+async def claim_cost(name: str, url: str, options: Figures, *, rows: int, shape: str = "plain") -> Figures:
+    """Run the first 2,000 of `rows` waiting jobs, fifty at a time and nothing claimed ahead: a claim and its endings.
+
+    Shapes: a thousand `priorities`, two hundred `names`, or first twenty thousand jobs `leased` by another worker.
+    """
+    jobs = min(rows, 2000)
+    await _installed(name, url, options)
+    waiting = {"priorities": {"priority": "number % 1000"}, "names": {"name": f"'{NAME}-' || number % 200"}}
+    await execute(url, _rows(rows, **waiting.get(shape, {})))
+    if shape == "leased":
+        await execute(
+            url,
+            "UPDATE queue_kit_job SET lease_until = now() + interval '1 hour', worker_id = gen_random_uuid(), "
+            "claim_no = 1 WHERE id <= 20000",
+        )
+    await execute(url, "VACUUM ANALYZE")
+    with Crew(name, url, options, jobs=rows) as crew:
+        await crew.at_work()
+        await crew.until(jobs, seconds=PATIENCE, step=0.001)
+        seconds, handled = time.monotonic() - crew.started, crew.handled
+        check_runs(crew.runs, finished=False)
+    return {"claim_ms": seconds / handled * 50 * 1000, "job_us": seconds / handled * 1e6, "rows": rows, "jobs": handled}
+
+
+async def _installed(name: str, url: str, options: Figures) -> Queue:
+    queue = load(name, url, options)
+    await queue.install()
+    return queue
+
+
+def _rows(count: int, **columns: str) -> str:
+    columns = {"name": f"'{NAME}'", "data": "jsonb_build_object('i', number - 1)"} | columns
+    return (
+        f"INSERT INTO queue_kit_job ({', '.join(columns)}) SELECT {', '.join(columns.values())} "
+        f"FROM generate_series(1, {count}) number"
+    )
+
+
+async def _added(queue: Queue, jobs: int, add: Callable[[], Awaitable[None]]) -> Figures:
+    async def work(meter: Meter | None) -> Figures:
+        costs = Costs(time.process_time, meter)
+        await queue.open()
+        await queue.add_many(range(1))  # connects, and prepares what is prepared once
+        await queue.add(jobs + 1)
+        await costs.begin()
+        began = time.perf_counter()
+        await add()
+        seconds = time.perf_counter() - began
+        await costs.end()
+        await queue.close()
+        return {"rate": jobs / seconds, "jobs": jobs, "seconds": seconds} | costs.per_job(jobs)
+
+    figures = await writing(queue, work)
+    await expect_waiting(queue, jobs + 2)
+    await queue.look_away()
+    return figures
+
+
+async def _paced(queue: Any, numbers: range, **options: int) -> dict[int, tuple[float, float]]:
+    """Add jobs with pauses; by number, when each call began and ended."""
+    called = {}
+    for number in numbers:
+        began = time.monotonic()
+        await queue.add(number, **options)
+        called[number] = (began, time.monotonic())
+        await asyncio.sleep(GAP * random.uniform(0.5, 1.5))  # noqa: S311 - so that no poll keeps step with it
+    return called
+
+
+def _waits(crew: Crew, called: dict[int, tuple[float, float]]) -> Figures:
+    starts = crew.tallies[0].starts
+    figures: Figures = {"jobs": len(called)}
+    for prefix, from_commit in (("", True), ("call_", False)):
+        waits = [max(0.0, starts[number] - times[from_commit]) * 1000 for number, times in called.items()]
+        cuts = statistics.quantiles(waits, n=100, method="inclusive")
+        figures |= {f"{prefix}p{percent}": cuts[percent - 1] for percent in (50, 95, 99)}
+    return figures
+
+
+async def _notifying(url: str) -> list[str]:
+    query = (
+        "SELECT tgname FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid "
+        "WHERE tgrelid = 'queue_kit_job'::regclass AND prosrc LIKE '%notify%'"
+    )
+    async with connected(url) as connection:
+        return [row["tgname"] for row in await connection.fetch(query)]
+
+
+async def _insert(connections: list[asyncpg.Connection], seconds: float) -> int:
+    until = time.monotonic() + seconds
+
+    async def insert_on(connection: asyncpg.Connection) -> int:
+        count = 0
+        while time.monotonic() < until:
+            await connection.execute(f"INSERT INTO queue_kit_job (name, data) VALUES ('{NAME}', '{{\"i\": 0}}')")
+            count += 1
+        return count
+
+    return sum(await asyncio.gather(*map(insert_on, connections)))
+
+
+async def _empty(queue: Queue) -> None:
+    if not await emptied(queue, PATIENCE):
+        raise WrongRun("jobs are left")
+
+
+async def _bare_loop(engine: AsyncEngine, concurrency: int, count: int) -> float:
+    numbers = iter(range(count))
+
+    async def loop() -> None:
+        for number in numbers:
+            async with AsyncSession(engine) as session:
+                await session.execute(insert(EFFECTS).values(number=number))
+                await session.commit()
+
+    began = time.perf_counter()
+    await asyncio.gather(*(loop() for _ in range(concurrency)))
+    seconds = time.perf_counter() - began
+    await engine.dispose()
+    return count / seconds

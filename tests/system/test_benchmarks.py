@@ -1,0 +1,81 @@
+"""The benchmarks, through their command line: a small part, without any peer."""
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Server
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+pytest.importorskip("benchmarks", reason="they are not part of the package, only of a checkout")
+
+
+async def benchmarks(*arguments: object, url: str) -> tuple[int, str, str]:
+    """Status, stdout and stderr of a run."""
+    process = await asyncio.create_subprocess_exec(
+        *[sys.executable, "-m", "benchmarks", *map(str, arguments)],
+        cwd=CHECKOUT,
+        env=os.environ | {"QUEUE_KIT_BENCH_DATABASE_URL": url},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(90):
+            out, err = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+async def databases(server: Server) -> set[str]:
+    async with server.admin() as admin:
+        rows = await admin.fetch("SELECT datname FROM pg_database WHERE datname LIKE 'qk_bench_%'")
+    return {row["datname"] for row in rows}
+
+
+def runs_of(report: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(each["target"], each["label"]): each for each in report["results"]}
+
+
+async def test_a_small_part_of_them(server: Server, tmp_path: Path) -> None:
+    before = await databases(server)
+    options = ["--quick", "--only", "T1,T14", "--rounds", 1, "--jobs", 500, "--no-peers", "--output", tmp_path]
+
+    status, out, err = await benchmarks(*options, url=server.url)
+
+    assert "Traceback" not in err, err
+    report = json.loads((tmp_path / "result.json").read_text())
+    runs = runs_of(report)
+    assert set(runs) == {("T1", "queue_kit"), ("T1", "raw"), ("T14", "queue_kit"), ("T14", "queue_kit, add_job")}, err
+    assert {each["error"] for each in runs.values()} == {""}
+    drained = runs["T1", "queue_kit"]["figures"]
+    assert (drained["jobs"], drained["cut"]) == (500, False)
+    assert drained["rate"] > 0
+    assert drained["wal_bytes"] > 0
+    # Whether a machine under test is fast enough is not for a test to say; that the status says it is.
+    verdicts = {each["check"]["what"]: each["verdict"] for each in report["checks"]}
+    assert status == int("FAIL" in verdicts.values())
+    assert verdicts["drain, to PgQueuer"] == "-"
+    assert set(verdicts) <= set(map(str.strip, out.split("|")))
+    assert "The whole report: " in out
+    assert report["absent"]["pgqueuer"] == "not asked for"
+    off = {name for name in ("fsync", "synchronous_commit", "full_page_writes") if report["PostgreSQL"][name] == "off"}
+    assert ("NOT DURABLE" in err) is bool(off)
+    assert {path.name for path in tmp_path.iterdir()} == {"result.json", "result.md", "throughput.svg"}
+    if "QUEUE_KIT_TEST_DATABASE_URL" not in os.environ:  # on a shared server somebody else may make some meanwhile
+        assert await databases(server) == before
+
+
+async def test_wrong_usage(server: Server) -> None:
+    status, _, err = await benchmarks("--only", "T99", url=server.url)
+    assert status == 2
+    assert "'T99' is none of T1, T2" in err
