@@ -3,6 +3,7 @@ statement and wakes one task, however many pullers there are. What it claims ahe
 """
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -82,9 +83,9 @@ class Claims:
         self._hungry.set()
         self._wakeup.set()
 
-    def shed(self, *, older_than: float = 0.0) -> None:
-        """Give back the jobs that are held ahead for longer than this many seconds."""
-        for job in self._window.shed(before=time.monotonic() - older_than):
+    def shed(self, *, claimed_before: float = math.inf) -> None:
+        """Give back the jobs that are held ahead, or those of them that were claimed before this time."""
+        for job in self._window.shed(before=claimed_before):
             self._give_back(job)
 
     async def next(self) -> Claimed | None:
@@ -145,7 +146,7 @@ class Claims:
             if job.lost and not self._deliver(job):
                 self._give_back(job)
         self._window.put((job for job in haul.jobs if not job.lost), at=time.monotonic())
-        while self._window and self._deliver(self._window.best):
+        while self._window and self._ready() and self._deliver(self._window.best):
             self._window.pop()
         self._low = len(self._window) // 2 if haul.more else 0
         if self._window and self._shedding is None:
@@ -156,7 +157,7 @@ class Claims:
 
     def _shed_stale(self) -> None:
         self._shedding = None
-        self.shed(older_than=STALE)
+        self.shed(claimed_before=time.monotonic() - STALE)
         if self._window:
             self._shed_later()
 

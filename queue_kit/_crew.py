@@ -34,6 +34,9 @@ from queue_kit.job import Outcome, Verdict
 
 _logger = logging.getLogger("queue_kit.worker")
 
+TURN = 0.001
+"""Seconds after which a puller lets others run, also when its handlers never suspend."""
+
 
 class Crew:
     """Everything that lives from one start to its stop."""
@@ -201,7 +204,11 @@ class Crew:
     # --- the tasks ----------------------------------------------------------------------------------------------------
 
     async def _pull(self) -> None:
+        turn = time.monotonic()
         while (claimed := await self._claims.next()) is not None:
+            if time.monotonic() - turn > TURN:
+                await asyncio.sleep(0)
+                turn = time.monotonic()
             try:
                 if self._claims.closed:
                     self.spine.give_back(claimed)

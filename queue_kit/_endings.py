@@ -63,6 +63,7 @@ class Endings:
         self._unwritten = 0
         self._answered = asyncio.Event()
         self._pump: asyncio.Task[None] | None = None
+        self._closed = False
 
     def put(self, ending: Ending) -> None:
         """Have an ending written."""
@@ -82,6 +83,8 @@ class Endings:
             await self._answered.wait()
 
     def _send(self, ending: Ending) -> None:
+        if self._closed:
+            return
         self._waiting.append(ending)
         if self._pump is None or self._pump.done():
             self._pump = asyncio.create_task(self._run(), name="queue_kit: settle")
@@ -110,7 +113,8 @@ class Endings:
             ending.written.set_result(None)
 
     async def close(self) -> None:
-        """Give up what is still under way."""
+        """Give up what is still under way or waits for a lock."""
+        self._closed = True
         if self._pump is not None and not self._pump.done():
             self._pump.cancel()
             await asyncio.wait({self._pump})

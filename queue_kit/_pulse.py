@@ -88,7 +88,7 @@ class Pulse:
         seen = await self._store.look(after=after)
         seconds = time.monotonic() - asked_at - self._store.round_trip
         self._scan.ended(after, (), more=False, seconds=seconds)
-        if seen.claimable:
+        if seen.claimable and after is None:  # it may be before the mark
             self._scan.rewind()
         moved = 0
         if seen.due_in is not None and seen.due_in <= 0:

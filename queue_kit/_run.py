@@ -8,11 +8,12 @@ The handler runs in a task of its own and is watched from outside, so one that r
 import asyncio
 import logging
 import math
+import sys
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -81,7 +82,8 @@ class Run:
         job = claimed.job
         self.event = Event.for_job(self.token, job_id=job.id, name=job.name, attempt=job.attempt)
         self._loop = asyncio.get_running_loop()
-        self._over: asyncio.Future[None] = self._loop.create_future()
+        self._over: asyncio.Future[None] | None = None
+        """Awaited while the handler is; done when it ended, or had its grace."""
         self._timeout: asyncio.Timeout | None = None
         self._before_cancel: Callable[[], Awaitable[None]] | None = None
         self._cancelling: asyncio.Task[None] | None = None
@@ -93,7 +95,11 @@ class Run:
     @property
     def wedged(self) -> bool:
         """Whether the handler was told to end, had its grace, and still runs."""
-        return self._over.done() and self.task is not None and not self.task.done()
+        return self._is_over and self.task is not None and not self.task.done()
+
+    @property
+    def _is_over(self) -> bool:
+        return self._over is not None and self._over.done()
 
     async def execute(
         self, handler: Handler[Any], session: Any, *, before_cancel: Callable[[], Awaitable[None]] | None = None
@@ -105,27 +111,31 @@ class Run:
         except InvalidPayload as error:
             return Outcome(Verdict.failed, error=_error_record(self.claimed, error, "the payload is invalid"))
         context = copy_context()  # or a context variable that one job sets would be seen by the next
-        self.task = self._loop.create_task(
-            self._call(handler, session, job), name=f"queue_kit: job {job.id} {job.name}", context=context
-        )
-        self.task.add_done_callback(self._end)
-        deadline = None
-        if math.isfinite(self._limits.timeout):
-            deadline = self._loop.call_later(self._limits.timeout, self._expire)
-        try:
-            await self._over
-        finally:
-            if deadline is not None:
-                deadline.cancel()
-            self.event.stop()
+        self.task = _start(self._loop, self._call(handler, session, job), context)
+        if not self.task.done():
+            await self._wait(self.task)
+        self.event.stop()
         if self.wedged:
             return self._outcome(None)
         # Cancelled is a task that cancelled itself and then returned without an await.
         return self._outcome(asyncio.CancelledError() if self.task.cancelled() else self.task.result())
 
+    async def _wait(self, task: "asyncio.Task[BaseException | None]") -> None:
+        self._over = self._loop.create_future()
+        task.set_name(f"queue_kit: job {self.claimed.job.id} {self.claimed.job.name}")
+        task.add_done_callback(self._end)
+        deadline = None
+        if math.isfinite(self._limits.timeout):
+            deadline = self._loop.call_later(self.token.deadline or 0.0, self._expire)
+        try:
+            await self._over
+        finally:
+            if deadline is not None:
+                deadline.cancel()
+
     def abort(self, reason: JobAborted, *, grace: float | None = None) -> None:
         """Tell the handler to end: the token first, then the cancellation, then no more waiting after the grace."""
-        if self._over.done() or not self.token.abort(reason):
+        if self._is_over or not self.token.abort(reason):
             return
         grace = self._limits.cancel_grace if grace is None else grace
         self._cancelling = self._loop.create_task(self._cancel(grace), name="queue_kit: cancel a job")
@@ -139,12 +149,12 @@ class Run:
         if self._timeout is not None:
             with suppress(RuntimeError):  # it has just ended by itself
                 self._timeout.reschedule(self._loop.time())
-        await asyncio.wait({self._over}, timeout=grace)
-        if not self._over.done():
-            self._over.set_result(None)
+        if self._over is not None:
+            await asyncio.wait({self._over}, timeout=grace)
+            self._end()
 
-    def _end(self, _task: "asyncio.Task[BaseException | None]") -> None:
-        if not self._over.done():
+    def _end(self, *_: object) -> None:
+        if self._over is not None and not self._over.done():
             self._over.set_result(None)
 
     def _decoded(self, handler: Handler[Any]) -> Job[Any]:
@@ -217,6 +227,16 @@ class Run:
         except BaseException:
             _logger.exception("retry_delay of job %s failed, it is tried again in 1 s", self.claimed.job.name)
             return 1.0
+
+
+def _start(
+    loop: asyncio.AbstractEventLoop, call: Coroutine[Any, Any, BaseException | None], context: Context
+) -> "asyncio.Task[BaseException | None]":
+    """Run up to the first suspension at once, where Python can: a handler that has none is over then, which spares
+    four turns of the loop and a timer (a quarter of a small job)."""
+    if sys.version_info >= (3, 12):
+        return asyncio.Task(call, loop=loop, context=context, eager_start=True)
+    return loop.create_task(call, context=context)
 
 
 def _error_record(claimed: Claimed, error: BaseException | None, reason: str | None = None) -> Mapping[str, Any]:

@@ -19,7 +19,6 @@ from sqlalchemy import (
     Executable,
     Float,
     Integer,
-    Select,
     SmallInteger,
     Text,
     Uuid,
@@ -267,7 +266,7 @@ def _of_entry(column: ColumnElement[Any]) -> ColumnElement[Any]:
     return select(column).where(CRON.name == JOB.cron_name).correlate(JOBS).scalar_subquery()
 
 
-def _claimable(found: Select[Any], *conditions: ColumnElement[bool]) -> Select[Any]:
+def _claimable(found: Any, *conditions: ColumnElement[bool]) -> Any:  # a Select, of which 2.0 and 2.1 differ in type
     """Jobs that are due and free, in order, behind a place.
 
     The conditions stand in a CASE: added up one by one, PostgreSQL takes them for so selective that it reads and sorts

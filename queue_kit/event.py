@@ -130,11 +130,9 @@ class Event:
     def log(self) -> "logging.LoggerAdapter[logging.Logger]":
         """The logger of the job."""
         if self._log is None:
-            about = (
-                {}
-                if self._about is None
-                else dict(zip(("job_id", "job_name", "job_attempt"), self._about, strict=True))
-            )
+            about: dict[str, object] = {}
+            if self._about is not None:
+                about["job_id"], about["job_name"], about["job_attempt"] = self._about
             self._log = _JobLogger(_logger, about)
         return self._log
 

@@ -3,6 +3,7 @@ lost, and no job is left that nobody runs."""
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -408,10 +409,10 @@ async def test_shedding_gives_back_all_that_is_held_and_claiming_goes_on(claims,
 async def test_shedding_by_age_leaves_what_is_younger(claims, queue, clock):
     async with serving(claims):
         await fill(claims, queue, claimed(1))
-        claims.shed(older_than=5.0)
+        claims.shed(claimed_before=time.monotonic() - 5.0)
         assert queue.given_back == []
         clock.forward(6.0)
-        claims.shed(older_than=5.0)
+        claims.shed(claimed_before=time.monotonic() - 5.0)
         assert queue.given_back == [1]
 
 
