@@ -57,6 +57,7 @@ class Crew:
         gate: asyncio.Semaphore,
     ) -> None:
         self.store = store
+        self._sessions = sessions
         self._names = list(handlers)
         self._observers = observers
         self._engine = engine
@@ -154,7 +155,7 @@ class Crew:
         busy = True
         while busy:
             moved = await self._pulse.sweep() == 0
-            busy = await self._claims.run_dry(self._parallel_count) > 0 or moved
+            busy = await self._claims.run_dry(self._parallel_count) > 0 or moved or self._intake.holds_back
             await self.spine.flushed()
 
     def close(self) -> None:
@@ -198,6 +199,7 @@ class Crew:
         if self._link.is_up:
             with suppress(Exception):
                 await self.store.depart()
+        self._sessions.close()
         with suppress(Exception):
             await self.store.dispose()
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 from uuid import UUID
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, event, util
 from sqlalchemy.exc import DBAPIError, InvalidRequestError, MissingGreenlet
@@ -45,6 +45,30 @@ INTERRUPT_EVERY = 0.02
 """Seconds between two interrupts, since one that comes before its statement has reached SQLite has no effect."""
 
 
+class _Commits:
+    """Sees to the commits of handlers' connections. One listener an engine: one a transaction would take 30 us each."""
+
+    def __init__(self) -> None:
+        self._guards: WeakKeyDictionary[Connection, Callable[[Connection], None]] = WeakKeyDictionary()
+        self._engines: set[Engine] = set()
+
+    def watch(self, connection: Connection, guard: Callable[[Connection], None]) -> None:
+        """Have `guard` called before each commit on this connection."""
+        self._guards[connection] = guard
+        if connection.engine not in self._engines:
+            self._engines.add(connection.engine)
+            event.listen(connection.engine, "commit", self._commit)
+
+    def _commit(self, connection: Connection) -> None:
+        if (guard := self._guards.get(connection)) is not None:
+            guard(connection)
+
+    def close(self) -> None:
+        """Watch nothing any more."""
+        while self._engines:
+            event.remove(self._engines.pop(), "commit", self._commit)
+
+
 @dataclass(slots=True)
 class _Setting:
     """What all sessions of a worker's handlers share."""
@@ -53,6 +77,7 @@ class _Setting:
     lease: float
     embedded: bool
     gate: asyncio.Semaphore
+    commits: "_Commits"
     set_isolation: str | None = None
 
 
@@ -71,7 +96,7 @@ class Sessions:
     ) -> None:
         self._factory = factory
         self._isolation = isolation
-        self._setting = _Setting(worker_id, lease, embedded, gate)
+        self._setting = _Setting(worker_id, lease, embedded, gate, _Commits())
 
     async def probe(self) -> None:
         """Make sure that the sessions reach the worker's own database and can be fenced, by looking for its row.
@@ -108,6 +133,10 @@ class Sessions:
         wanted = self._isolation or "READ COMMITTED"
         if not self._setting.embedded and level != wanted:
             self._setting.set_isolation = f"SET TRANSACTION ISOLATION LEVEL {wanted}"
+
+    def close(self) -> None:
+        """Leave the engine as it was."""
+        self._setting.commits.close()
 
     def open(self, claimed: Claimed, token: AbortToken) -> "HandlerSession":
         """The session for one run; it connects when it is first used."""
@@ -293,8 +322,7 @@ class HandlerSession:
             self._refuse_when_killed()
         if self._setting.set_isolation is not None:
             connection.exec_driver_sql(self._setting.set_isolation)
-        _guards[connection] = self
-        _guard_commits(connection.engine)
+        self._setting.commits.watch(connection, self.guard_commit)
         self._connection = connection
         if self._setting.embedded:
             event.listen(connection, "before_cursor_execute", self._refuse_when_aborted)
@@ -360,21 +388,6 @@ class HandlerSession:
         if self._held_since is not None:
             self._connected.set()
         self._release()
-
-
-_guards: WeakKeyDictionary[Connection, HandlerSession] = WeakKeyDictionary()
-_guarded_engines: WeakSet[Engine] = WeakSet()
-
-
-def _guard_commits(engine: Engine) -> None:
-    """See to the commits of handlers' connections. One listener an engine: one a transaction would take 30 us each."""
-    if engine not in _guarded_engines:
-        _guarded_engines.add(engine)
-
-        @event.listens_for(engine, "commit")
-        def _(connection: Connection) -> None:
-            if (guard := _guards.get(connection)) is not None:
-                guard.guard_commit(connection)
 
 
 class LazySession(AsyncSession):

@@ -492,15 +492,25 @@ async def test_an_id_is_never_given_twice(engine):
     assert id_ > last
 
 
-async def test_a_plain_insert_notifies_at_its_commit(pg_engine, postgres_url):
+@pytest.mark.parametrize("asleep", [True, False])
+async def test_a_plain_insert_notifies_at_its_commit_when_a_worker_sleeps(pg_engine, postgres_url, asleep):
     heard: asyncio.Queue[str] = asyncio.Queue()
     listener = await asyncpg.connect(make_url(postgres_url).set(drivername="postgresql").render_as_string(False))
     await listener.add_listener("queue_kit_job", lambda *arguments: heard.put_nowait(arguments[-1]))
+    async with pg_engine.begin() as connection:
+        worker = (
+            "INSERT INTO queue_kit_worker (id, label, host, pid, names, idle_until) "
+            "VALUES (gen_random_uuid(), '', '', 1, '[]', {})"
+        )
+        await connection.execute(text(worker.format(f"clock_timestamp() {'+' if asleep else '-'} interval '1 minute'")))
+        await connection.execute(text(worker.format("NULL")))
     async with pg_engine.begin() as connection:
         await connection.execute(text("INSERT INTO queue_kit_job (name) VALUES ('x'), ('y')"))
         await connection.execute(text("INSERT INTO queue_kit_job (name) VALUES ('z')"))
         await asyncio.sleep(0.05)
         assert heard.empty()
-    assert await asyncio.wait_for(heard.get(), 10) == ""
+    await listener.execute("NOTIFY queue_kit_job, 'last'")
+    expected = ["", "last"] if asleep else ["last"]
+    assert [await asyncio.wait_for(heard.get(), 10) for _ in expected] == expected
     assert heard.empty()
     await listener.close()

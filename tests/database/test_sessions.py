@@ -111,7 +111,7 @@ async def test_after_the_lease_is_lost_nothing_commits_not_even_by_its_own_commi
 
     job_id = await add_job(engine, "zombie")
     hook = Recorder()
-    async with QueueWorker(engine, jobs, hooks=[hook]):
+    async with QueueWorker(engine, jobs, hooks=[hook], listen=False):  # which would renew as soon as it listens
         await started.wait()
         await steal(engine, job_id)
         stolen.set()
