@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from queue_kit._deadlines import Deadlines
 from queue_kit._handler import Handler
 from queue_kit.errors import (
     Cancelled,
@@ -34,6 +35,8 @@ from queue_kit.job import Claimed, Job, Outcome, Verdict
 from queue_kit.retry import RetryDelay, delay_after
 
 _logger = logging.getLogger("queue_kit.worker")
+
+SUCCESS = Outcome(Verdict.completed)
 
 MAX_MESSAGE = 2_000
 MAX_TRACEBACK = 8_000
@@ -73,8 +76,9 @@ def _refused(claimed: Claimed, reason: str) -> Outcome:
 class Run:
     """One run of one job. `execute` it once; `abort` it from the event loop at any time."""
 
-    def __init__(self, claimed: Claimed, limits: Limits) -> None:
+    def __init__(self, claimed: Claimed, limits: Limits, deadlines: Deadlines) -> None:
         self.claimed = claimed
+        self._deadlines = deadlines
         self.started = time.monotonic()
         self._limits = limits
         finite = math.isfinite(limits.timeout)
@@ -124,14 +128,12 @@ class Run:
         self._over = self._loop.create_future()
         task.set_name(f"queue_kit: job {self.claimed.job.id} {self.claimed.job.name}")
         task.add_done_callback(self._end)
-        deadline = None
-        if math.isfinite(self._limits.timeout):
-            deadline = self._loop.call_later(self.token.deadline or 0.0, self._expire)
+        if self.token.deadline is not None:
+            self._deadlines.add(self._expire, self.token.deadline)
         try:
             await self._over
         finally:
-            if deadline is not None:
-                deadline.cancel()
+            self._deadlines.discard(self._expire)
 
     def abort(self, reason: JobAborted, *, grace: float | None = None) -> None:
         """Tell the handler to end: the token first, then the cancellation, then no more waiting after the grace."""
@@ -200,7 +202,7 @@ class Run:
     def _verdict(self, error: BaseException | None) -> Outcome:
         match error:
             case None:
-                return Outcome(Verdict.completed)
+                return SUCCESS
             case Snooze(seconds=seconds):
                 return Outcome(Verdict.snoozed, delay=seconds)
             case Discard(reason=why):

@@ -13,12 +13,13 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from queue_kit._deadlines import Deadlines
 from queue_kit._endings import Ending, Endings
 from queue_kit._handler import Handler
 from queue_kit._leases import Leases
 from queue_kit._link import Link
 from queue_kit._pace import Pace
-from queue_kit._run import Limits, Run, without_running
+from queue_kit._run import SUCCESS, Limits, Run, without_running
 from queue_kit._session import HandlerSession, Sessions
 from queue_kit._store import Store
 from queue_kit._transient import is_connection_lost, is_transient
@@ -69,6 +70,7 @@ class Spine:
         self._on_settled = on_settled
         self._on_wedged = on_wedged
         self._endings = Endings(lambda batch: self.persist(lambda: store.settle(batch)), self._settled)
+        self._deadlines = Deadlines()
         self._unwritten: set[object] = set()
         self._background: set[asyncio.Task[Any]] = set()
         self.all_written = asyncio.Event()
@@ -85,12 +87,13 @@ class Spine:
         outcome = without_running(claimed, limits)
         written = False
         if outcome is None:
-            run = Run(claimed, limits)
+            run = Run(claimed, limits, self._deadlines)
             outcome, written = await self._run(run, handler)
             self._leases.detach(claimed)
         ended = time.monotonic()
         self._pace.ended(claimed.job.name, ended - began, ended)
-        spans = None if run is None else run.event.spans
+        untold = outcome is SUCCESS and not self._observers and not _logger.isEnabledFor(logging.INFO)
+        spans = None if run is None or untold else run.event.spans
         ending = Ending(claimed, outcome, ended - began, spans)
         if written:
             self._settled(ending)
@@ -162,7 +165,7 @@ class Spine:
             )
         error = commit.result()
         if error is None:
-            return Outcome(Verdict.completed), True
+            return SUCCESS, True
         if isinstance(error, LeaseLost):
             return Outcome(Verdict.lost), True
         if isinstance(error, JobAborted):
@@ -177,7 +180,7 @@ class Spine:
         if committed is None:
             return Outcome(Verdict.lost), True
         if committed:
-            return Outcome(Verdict.completed), True
+            return SUCCESS, True
         return (run.broken_off(error) if session.broke(error) else run.failure(error)), False
 
     async def _close(self, session: HandlerSession) -> None:

@@ -5,11 +5,12 @@ this process on SQLite. Both only make things faster; losing them costs at most 
 import asyncio
 import logging
 import random
+import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from sqlalchemy import event
+from sqlalchemy import event, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from queue_kit._link import in_a_line
@@ -21,6 +22,10 @@ PROBE_EVERY = 10.0
 PROBE_TIMEOUT = 5.0
 
 _logger = logging.getLogger("queue_kit.worker")
+
+
+class _Deaf(Exception):
+    """LISTEN was accepted, and nothing is heard."""
 
 
 class Listener:
@@ -38,6 +43,12 @@ class Listener:
         while True:
             try:
                 await self._listen()
+            except _Deaf:
+                _logger.warning(
+                    "not listening, polling instead: this pooler lends its connections for a transaction at a time, so "
+                    "LISTEN hears nothing; pass listen= an engine that reaches the database directly, or listen=False"
+                )
+                return
             except Exception as error:  # noqa: BLE001 - the poll carries on meanwhile
                 failures = 1 if self._healthy else failures + 1
                 self._report(healthy=False, error=error)
@@ -53,13 +64,31 @@ class Listener:
                 driver = (await connection.get_raw_connection()).driver_connection
                 await connection.run_sync(lambda sync: sync.detach())  # the pool gets its slot back
                 driver.add_termination_listener(lambda *_: self._broken.set())
+                # A pooler tells a process id of its own making.
+                pooled = await driver.fetchval("SELECT pg_backend_pid()") != driver.get_server_pid()
                 for channel in self._callbacks:
                     await driver.add_listener(channel, self._heard)
+            if pooled:
+                await self._make_sure_that_it_hears(driver)
             self._report(healthy=True)
             self._everything()  # nothing that was sent before LISTEN is delivered
             await self._probe(driver)
         finally:
             await self._discard(connection, driver)
+
+    async def _make_sure_that_it_hears(self, driver: Any) -> None:
+        """Raise `_Deaf` when the NOTIFY of another connection does not arrive."""
+        channel, echo = f"queue_kit_echo_{secrets.token_hex(8)}", asyncio.Event()
+        async with asyncio.timeout(PROBE_TIMEOUT):
+            await driver.add_listener(channel, lambda *_: echo.set())
+            async with self._engine.begin() as other:
+                await other.execute(select(func.pg_notify(channel, "")))
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT):
+                await echo.wait()
+        except TimeoutError:
+            raise _Deaf from None
+        await driver.execute(f"UNLISTEN {channel}")
 
     async def _probe(self, driver: Any) -> None:
         """Ask a silent connection now and then: a half-open one gives no error by itself."""

@@ -12,6 +12,7 @@ import pytest
 from pydantic import BaseModel, field_validator
 
 from queue_kit import Cancelled, DeadlineExceeded, Discard, Job, LeaseLost, ShuttingDown, Snooze
+from queue_kit._deadlines import Deadlines
 from queue_kit._handler import Handler
 from queue_kit._run import MAX_MESSAGE, MAX_TRACEBACK, Limits, Run, without_running
 from queue_kit.job import Claimed, Outcome, Verdict
@@ -36,7 +37,7 @@ def limits(*, timeout: float = math.inf, tries: int = 2, retry_delay: Any = 10.0
 
 
 async def outcome_of(function: Any, given: Claimed | None = None, **bounds: Any) -> Outcome:
-    run = Run(claimed() if given is None else given, limits(**bounds))
+    run = Run(claimed() if given is None else given, limits(**bounds), Deadlines())
     return await asyncio.wait_for(run.execute(Handler(function), None), PATIENCE)
 
 
@@ -170,7 +171,7 @@ async def test_a_discard_fails_at_once_with_its_reason():
     "answer", [None, ValueError("cleaning up failed"), Snooze(1), Discard("no"), asyncio.CancelledError()], ids=repr
 )
 async def test_the_abort_reason_decides_whatever_the_handler_makes_of_it(reason, verdict, answer):
-    run, handler = Run(claimed(), limits()), Waiting(answer)
+    run, handler = Run(claimed(), limits(), Deadlines()), Waiting(answer)
     execution = asyncio.create_task(run.execute(Handler(handler), None))
     await handler.began.wait()
     run.abort(reason("now"))
@@ -191,7 +192,7 @@ async def test_between_token_and_cancellation_whoever_runs_it_has_a_moment():
         await asyncio.sleep(0.01)
         order.append((run.token.aborted, handler.cancelled))
 
-    run, handler = Run(claimed(), limits(timeout=0.01)), Waiting(swallow=False)
+    run, handler = Run(claimed(), limits(timeout=0.01), Deadlines()), Waiting(swallow=False)
     outcome = await asyncio.wait_for(run.execute(Handler(handler), None, before_cancel=before_cancel), PATIENCE)
     assert (outcome.verdict, outcome.error["class"]) == (Verdict.retried, "DeadlineExceeded")
     assert order == [(True, 0), (True, 0)]
@@ -199,14 +200,14 @@ async def test_between_token_and_cancellation_whoever_runs_it_has_a_moment():
 
 
 async def test_a_job_aborted_before_it_began_is_not_called():
-    run, handler = Run(claimed(), limits()), Waiting()
+    run, handler = Run(claimed(), limits(), Deadlines()), Waiting()
     run.abort(ShuttingDown("the worker stops"))
     assert (await asyncio.wait_for(run.execute(Handler(handler), None), PATIENCE)).verdict is Verdict.released
     assert not handler.began.is_set()
 
 
 async def test_an_abort_after_the_end_changes_nothing():
-    run = Run(claimed(), limits())
+    run = Run(claimed(), limits(), Deadlines())
 
     async def handler(event, session, job): ...
 
@@ -216,7 +217,7 @@ async def test_an_abort_after_the_end_changes_nothing():
 
 
 async def test_a_handler_that_goes_on_is_left_after_its_grace():
-    run, let_go = Run(claimed(), limits(timeout=0.01, cancel_grace=0.01)), asyncio.Event()
+    run, let_go = Run(claimed(), limits(timeout=0.01, cancel_grace=0.01), Deadlines()), asyncio.Event()
 
     async def refusing(event, session, job):
         while not let_go.is_set():
