@@ -1,5 +1,6 @@
-"""Which runs make up the benchmarks. A run has a target (T1, T2, ...; G is the growth of a claim's cost) and a label,
-by which `targets.py` finds it; queue_kit's own main run of a target is labelled `queue_kit`."""
+"""Which runs make up the benchmarks. A run has a target (T1, T2, ...; G is the growth of a claim's cost, R is pickups
+beside a cleanup) and a label, by which `targets.py` finds it; queue_kit's own main run of one is labelled `queue_kit`.
+"""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -70,6 +71,7 @@ def plan(scale: Scale, *, huge: bool = False) -> list[Run]:
         *_scales(scale),
         *_rest(scale),
         *_growth(scale, huge=huge),
+        *_retention(scale, huge=huge),
     ]
 
 
@@ -165,6 +167,13 @@ def _growth(scale: Scale, *, huge: bool) -> Iterator[Run]:
         needs = {"names": 200} if shape == "names" else {}
         sizes = {"rows": SHAPED, "shape": shape}
         yield Run("G", "claim_cost", OURS, sizes, options | needs, f"{SHAPED:,} waiting, {words}", heavy=True)
+
+
+def _retention(scale: Scale, *, huge: bool) -> Iterator[Run]:
+    rows = HUGE if huge else scale.rows
+    note = f"{rows:,} finished jobs are deleted"
+    sizes = {"rows": rows, "jobs": scale.pickups}
+    yield Run("R", "retention", OURS, sizes, {"pullers": 1}, heavy=True, note=note)
 
 
 def _peers(scale: Scale) -> tuple[str, ...]:

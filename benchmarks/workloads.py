@@ -6,6 +6,7 @@ take most of the time; `INSERT INTO queue_kit_job` is a documented way to add a 
 
 import asyncio
 import itertools
+import math
 import random
 import statistics
 import time
@@ -36,7 +37,10 @@ from benchmarks.measure import (
 from benchmarks.peers import Queue, load
 from benchmarks.peers.queue_kit import NAME, QueueKit
 from benchmarks.server import connected, execute
+from queue_kit import Handler, QueueWorker, add_job, job_queue_cleanup
 
+CLEANUP = "queue_kit.queue.cleanup"
+_LEFT = "SELECT count(*) FROM (SELECT FROM queue_kit_job WHERE status = 2 AND name = 'finished' LIMIT 1) one"
 PATIENCE = 20.0
 GAP = 0.05
 INSERTERS = 8
@@ -220,6 +224,34 @@ async def memory(name: str, url: str, options: Figures, *, jobs: int, cap: float
         "jobs": handled,
         "cut": not finished,
     }
+
+
+async def retention(name: str, url: str, options: Figures, *, rows: int, jobs: int) -> Figures:
+    """Pickups on an idle queue, then the same while another worker deletes `rows` finished jobs that are too old."""
+    queue = await _installed(name, url, options)
+    assert isinstance(queue, QueueKit)
+    old = {"status": "2", "updated_at": "now() - interval '30 days'"}
+    await execute(url, _rows(rows, **old, name="'finished'"), "VACUUM ANALYZE")
+    cleaning = QueueWorker(queue.engine(), {CLEANUP: Handler(job_queue_cleanup(), timeout=math.inf)})
+    with Crew(name, url, options, jobs=1 + 100 * jobs, timed=True) as crew:
+        await queue.open()
+        await queue.add(0)
+        await crew.at_work()
+        before = _waits(crew, await _paced(queue, range(1, 1 + jobs)))
+        first = 1 + jobs
+        async with cleaning:
+            await add_job(queue.adding, CLEANUP)
+            began = time.monotonic()
+            waits: dict[int, tuple[float, float]] = {}
+            while await queue.count(_LEFT):
+                start = first + len(waits)
+                waits |= await _paced(queue, range(start, start + 10))
+            seconds = time.monotonic() - began
+        during = _waits(crew, waits)
+        check_runs(crew.runs, finished=False)
+    await queue.close()
+    await queue.look_away()
+    return during | {f"before_{key}": value for key, value in before.items()} | {"rate": rows / seconds}
 
 
 async def session_writes(name: str, url: str, options: Figures, *, jobs: int, cap: float) -> Figures:

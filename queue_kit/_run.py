@@ -103,7 +103,9 @@ class Run:
 
     @property
     def _is_over(self) -> bool:
-        return self._over is not None and self._over.done()
+        if self._over is None:  # nobody had to wait
+            return self.task is not None and self.task.done()
+        return self._over.done()
 
     async def execute(
         self, handler: Handler[Any], session: Any, *, before_cancel: Callable[[], Awaitable[None]] | None = None
