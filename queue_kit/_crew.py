@@ -214,8 +214,8 @@ class Crew:
             try:
                 if self._claims.closed:
                     self.spine.give_back(claimed)
-                else:
-                    await self.spine.work(claimed)
+                elif await self.spine.work(claimed):
+                    turn = time.monotonic()
             except Exception:
                 _logger.exception("job %s was not settled; its lease will lapse", claimed.job.id)
                 self._leases.drop(claimed)

@@ -102,6 +102,11 @@ class Run:
         return self._is_over and self.task is not None and not self.task.done()
 
     @property
+    def waited(self) -> bool:
+        """Whether the handler was suspended at least once."""
+        return self._over is not None
+
+    @property
     def _is_over(self) -> bool:
         if self._over is None:  # nobody had to wait
             return self.task is not None and self.task.done()

@@ -78,8 +78,8 @@ class Spine:
         self.wedged: dict[int, Run] = {}
         self.counts: Counter[str] = Counter()
 
-    async def work(self, claimed: Claimed) -> None:
-        """Run one claimed job and have its ending written."""
+    async def work(self, claimed: Claimed) -> bool:
+        """Run one claimed job and have its ending written; whether others had their turn meanwhile."""
         handler = self._handlers[claimed.job.name]
         limits = self._limits_of(claimed)
         began = time.monotonic()
@@ -102,6 +102,7 @@ class Spine:
         else:
             self._endings.put(ending)
             await self._endings.room()
+        return run is not None and run.waited
 
     def _limits_of(self, claimed: Claimed) -> Limits:
         usual = self._usual_limits[claimed.job.name]
