@@ -174,6 +174,11 @@ async def test_a_worker_that_listens_directly_starts_and_cancels_jobs_at_once(po
     assert await effects(pg_engine) == [first, second]
 
 
+async def test_a_worker_whose_listen_hears_nothing_says_so(pooled, caplog):
+    async with QueueWorker(pooled, {"write": write}, poll_interval=0.1):
+        await until(lambda: "pass listen= an engine" in caplog.text)
+
+
 @pytest.mark.parametrize("listen", [False, True], ids=["polling", "a LISTEN that hears nothing"])
 async def test_without_a_direct_listener_polling_starts_the_jobs(pooled, pg_engine, listen):
     async with QueueWorker(pooled, {"write": write}, listen=listen, poll_interval=0.1, parallel_count=3):
