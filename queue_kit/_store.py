@@ -342,8 +342,11 @@ class Store:
     async def _bounded(self, transaction: Callable[[], Coroutine[Any, Any, T]]) -> T:
         began = time.monotonic()
         if not self.embedded:
-            async with asyncio.timeout(self._patience):
-                result = await transaction()
+            try:
+                async with asyncio.timeout(self._patience):
+                    result = await transaction()
+            except TimeoutError as error:  # it would show in the log without a word
+                raise TimeoutError(f"no answer within {self._patience:g} s") from error
             self.round_trip = min(time.monotonic() - began, 1.01 * self.round_trip)
             return result
         # A cancelled SQLite statement leaks its lock, so it is let run to its end; `busy_timeout` bounds it.
