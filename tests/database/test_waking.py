@@ -1,6 +1,7 @@
 """What wakes an idle worker long before its next poll, and what the poll finds without being woken."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -24,6 +25,7 @@ from queue_kit import (
     sqlite_engine,
 )
 from queue_kit._dialect import seconds_until
+from queue_kit._sleep import AFTER_FALLING_ASLEEP
 from tests.database.clock import occurrence
 from tests.database.running import listening, raw
 from tests.support import Recorder, count_jobs, until
@@ -278,3 +280,33 @@ async def test_one_job_wakes_with_one_claim_however_many_pullers_wait(engine):
             event.remove(Engine, "before_cursor_execute", sent)
     assert len(claims) <= 4  # one for it, one more for the pullers that still wait, and what a commit wakes
     assert await count_jobs(engine, JobRow.is_complete) == 2
+
+
+async def test_one_job_costs_twenty_idle_workers_about_one_claim_each(pg_engine):
+    claims = []
+
+    def sent(_connection, _cursor, statement, *_):
+        if "UPDATE queue_kit_job SET lease_until" in statement and "claim_no=(" in statement:
+            claims.append(statement)
+
+    async def all_sleep() -> bool:
+        asleep = "SELECT count(*) FROM queue_kit_worker WHERE idle_until > clock_timestamp()"
+        listeners = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query ILIKE 'LISTEN%'"
+        return [row[0] for query in (asleep, listeners) for row in await raw(pg_engine, query)] == [20, 20]
+
+    hook = Recorder()
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(20):
+            await stack.enter_async_context(QueueWorker(pg_engine, {"work": nothing}, hooks=[hook], **NEVER))
+        await until(all_sleep)
+        await asyncio.sleep(2 * sum(AFTER_FALLING_ASLEEP))  # the looks of one that has just fallen asleep are over
+        event.listen(Engine, "before_cursor_execute", sent)
+        try:
+            await add_job(pg_engine, "work")
+            await until(lambda: hook.settled)
+            await asyncio.sleep(0.2)
+        finally:
+            event.remove(Engine, "before_cursor_execute", sent)
+    # One each; who got it looks for another one, and a look that began before it was taken makes its worker ask too.
+    assert 1 <= len(claims) <= 30
+    assert len(hook.settled) == 1
