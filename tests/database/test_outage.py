@@ -207,7 +207,7 @@ async def test_a_claim_that_has_no_reply_is_made_again_and_its_job_runs_once(awa
     proxy, engine = away
     gate, hook = Gate(), Recorder()
     gate.open.set()
-    # Nothing but the poll makes it claim, and only when there is a job: a puller is always idle, and it does not listen.
+    # Nothing but the poll makes it claim, and only when there is a job: one puller is always idle, and nobody listens.
     options = {"parallel_count": 2, "listen": False, "lease": 0.6}
     async with QueueWorker(engine, {"work": gate.__call__}, hooks=[hook], **options, **QUICK):
         await add_job(pg_engine, "work")
