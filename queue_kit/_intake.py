@@ -108,6 +108,8 @@ class Intake:
             self._suspect_seen = time.monotonic()
         for job in too_many:
             self._spine.give_back(job)
+        if self._suspect is not None:
+            await self._spine.flushed()  # before it runs: a lease still held would lapse with it
         return Haul([job for job in haul.jobs if job not in too_many], haul.more)
 
     async def _claim(

@@ -1,6 +1,7 @@
 """`queue-kit bench`: what it prints, and that it leaves the tables as they were, however it ends."""
 
 import asyncio
+import functools
 import json
 import os
 import signal
@@ -30,7 +31,9 @@ async def start(url: str, *arguments: str) -> asyncio.subprocess.Process:
     pipe = asyncio.subprocess.PIPE
     command = [sys.executable, "-m", "queue_kit", "bench", *arguments]
     environment = {**os.environ, VARIABLE: url}
-    return await asyncio.create_subprocess_exec(*command, env=environment, stdout=pipe, stderr=pipe)
+    # A shell starts what runs in its background with SIGINT ignored, and that is inherited.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return await asyncio.create_subprocess_exec(*command, env=environment, stdout=pipe, stderr=pipe, preexec_fn=heed)
 
 
 async def run(url: str, *arguments: str) -> tuple[int | None, str, str]:
