@@ -54,10 +54,10 @@ class Intake:
         """Up to `wanted` jobs for free pullers and `ahead` more, best first."""
         if self._suspect is not None and self._leases.holds(self._suspect):
             return Haul()
-        self._suspect = None
+        after_suspect, self._suspect = self._suspect is not None, None
         if len(self._spine.wedged) > self._parallel_count:
             return Haul()
-        if self._suspect_seen is not None:
+        if self._suspect_seen is not None and not after_suspect:  # the others had their turn
             if not len(self._leases):
                 haul = await self._claim_suspect()
                 if haul.jobs:
@@ -65,6 +65,8 @@ class Intake:
             elif time.monotonic() - self._suspect_seen > self._store.lease:
                 return Haul()  # what runs now ends first
         haul = await self._claim_any(wanted, ahead, bytes_ahead)
+        if after_suspect and self._suspect_seen is not None and not len(self._leases):
+            haul = await self._claim_suspect()
         if haul.more or not self._head_left_out:
             return haul
         if self.thorough:
@@ -83,11 +85,11 @@ class Intake:
         self._wake()
 
     async def _claim_suspect(self) -> Haul:
-        self._suspect_seen = None
         self._scan.rewind()
         haul = await self._claim(1, suspects_from=SUSPECT)
         if haul.jobs:
             (self._suspect,) = haul.jobs
+        self._suspect_seen = time.monotonic() if haul.jobs else None  # there may be more of them
         return haul
 
     async def _claim_any(self, wanted: int, ahead: int, bytes_ahead: int) -> Haul:
@@ -101,11 +103,11 @@ class Intake:
         suspects = [job for job in haul.jobs if job.lost >= SUSPECT]
         if not suspects:
             return haul
+        self._suspect_seen = time.monotonic()
         if idle and len(haul.jobs) == len(suspects):
             self._suspect, *too_many = suspects
         else:
             too_many = suspects
-            self._suspect_seen = time.monotonic()
         for job in too_many:
             self._spine.give_back(job)
         if self._suspect is not None:

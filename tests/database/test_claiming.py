@@ -340,6 +340,18 @@ async def test_several_suspects_run_one_after_the_other(engine):
     assert most == [1, 1, 1]
 
 
+async def test_many_suspects_are_not_claimed_again_and_again(engine):
+    async def nothing(event, session, job): ...
+
+    ids = await add_jobs(engine, [NewJob("suspect", max_retry_count=9)] * 8 + [NewJob("other", priority=9)] * 4)
+    for job_id in ids[:8]:
+        await lapse(engine, job_id, times=2)
+    counts = await QueueWorker(engine, {"suspect": nothing, "other": nothing}, parallel_count=4).drain()
+    assert counts["completed"] == 12
+    # Twice when they lapsed, once to find out that there are several, once to run; not once for each of them that runs.
+    assert max([(await row_of(engine, job_id)).claim_no for job_id in ids[:8]]) <= 4
+
+
 async def test_suspects_that_are_due_together_are_all_drained_one_after_the_other(engine):
     running, most = set(), []
 
