@@ -8,7 +8,6 @@ import math
 import random
 import sys
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -38,6 +37,7 @@ from queue_kit import (
 )
 from queue_kit._dialect import UtcDateTime
 from tests.database.clock import WAYS, database_now, lease, reach, rows
+from tests.proxy import through_proxy
 from tests.support import Recorder, count_jobs, row_of, until
 
 
@@ -599,80 +599,21 @@ async def test_a_refused_job_leaves_the_callers_transaction_alive(engine):
 # --- a connection that breaks at COMMIT -------------------------------------------------------------------------------
 
 
-class Proxy:
-    """Between a client and PostgreSQL: at what commits it cuts the connection, having passed it on or not."""
-
-    def __init__(self, engine: AsyncEngine, *, at: bytes, deliver: bool) -> None:
-        self._url = engine.url
-        self._marker = at
-        self._deliver = deliver
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.cuts = 0
-
-    @contextlib.asynccontextmanager
-    async def serve(self) -> AsyncIterator[AsyncEngine]:
-        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        url = self._url.set(host="127.0.0.1", port=port, query={})
-        client = create_async_engine(url, connect_args={"ssl": False})
-        try:
-            yield client
-        finally:
-            await client.dispose()
-            server.close()
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._tasks.add(asyncio.current_task())
-        folder = self._url.query.get("host")
-        port = self._url.port or 5432
-        if folder:
-            upstream_reader, upstream = await asyncio.open_unix_connection(f"{folder}/.s.PGSQL.{port}")
-        else:
-            upstream_reader, upstream = await asyncio.open_connection(self._url.host, port)
-        back = asyncio.create_task(self._pass_on(upstream_reader, writer))
-        try:
-            while chunk := await reader.read(65_536):
-                if self._marker in chunk:
-                    self.cuts += 1
-                    writer.transport.abort()
-                    if self._deliver:
-                        upstream.write(chunk)
-                        await upstream.drain()
-                    break
-                upstream.write(chunk)
-                await upstream.drain()
-        finally:
-            back.cancel()
-            await asyncio.gather(back, return_exceptions=True)
-            writer.close()
-            upstream.close()
-            with contextlib.suppress(OSError):
-                await upstream.wait_closed()
-
-    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while chunk := await reader.read(65_536):
-            writer.write(chunk)
-            await writer.drain()
-
-
 @pytest.mark.parametrize("delivered", [False, True])
 async def test_a_connection_that_breaks_at_commit_is_ambiguous(pg_engine, delivered):
-    proxy = Proxy(pg_engine, at=b'"name":"a"', deliver=delivered)  # the statement commits itself
-    async with proxy.serve() as client:
+    async with through_proxy(pg_engine) as (proxy, client):
+        proxy.down_at(b'"name":"a"', delivered=delivered)  # the statement commits itself
         with pytest.raises(AmbiguousCommit, match="2 job"):
             await add_jobs(client, [NewJob("a"), NewJob("a", unique_key="k")])
-    assert proxy.cuts == 1
+    assert proxy.tripped.is_set()
     if delivered:
         await until(lambda: count_jobs(pg_engine))
     assert await count_jobs(pg_engine) == (2 if delivered else 0)
 
 
 async def test_in_the_callers_transaction_the_commit_is_the_callers(pg_engine):
-    proxy = Proxy(pg_engine, at=b"COMMIT", deliver=False)
-    async with proxy.serve() as client:
+    async with through_proxy(pg_engine) as (proxy, client):
+        proxy.down_at(b"COMMIT", delivered=False)
         with pytest.raises(Exception, match="connection") as broken:
             async with client.begin() as connection:
                 await add_job(connection, "a")

@@ -13,7 +13,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from queue_kit import JobRow, JobState, LeaseLost, NewJob, QueueWorker, add_job, add_jobs, sqlite_engine
-from tests.database.running import Gate, Proxy, listening, raw, through_proxy
+from tests.database.running import Gate, listening, raw
+from tests.proxy import Proxy, through_proxy
 from tests.support import ADD_EFFECT, Recorder, count_jobs, effects, make_effects, row_of, until
 
 QUICK = {"poll_interval": 0.05, "retry_delay": 0.05}
