@@ -7,6 +7,7 @@ last commit carries the job's ending, so the handler's writes and the completion
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import suppress
@@ -17,10 +18,11 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, event, util
 from sqlalchemy.exc import DBAPIError, InvalidRequestError, MissingGreenlet
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 
 from queue_kit import _statements
+from queue_kit._begin import begin
 from queue_kit._transient import is_connection_lost
 from queue_kit.enqueue import HELD_JOB, hand_over_key
 from queue_kit.errors import ConfigurationError, JobAborted, LeaseLost, ShuttingDown, UnfencedCommit
@@ -43,6 +45,11 @@ _GUARD = "queue_kit.guard"
 
 INTERRUPT_EVERY = 0.02
 """Seconds between two interrupts, since one that comes before its statement has reached SQLite has no effect."""
+
+
+def settling_seconds(lease: float) -> float:
+    """How long a fenced commit may take, whatever the handler's timeout: within it a lease is renewed."""
+    return max(lease / 3, 1.0)
 
 
 class _Commits:
@@ -78,7 +85,10 @@ class _Setting:
     embedded: bool
     gate: asyncio.Semaphore
     commits: "_Commits"
-    set_isolation: str | None = None
+    isolation: str | None = None
+    """What transactions must be told to be; `None`: they are it already."""
+    statement_timeout: float = math.inf
+    """Milliseconds that the database itself gives each statement."""
 
 
 class Sessions:
@@ -128,11 +138,18 @@ class Sessions:
                 driver: Any = (await connection.get_raw_connection()).driver_connection
                 if not (driver.in_transaction if self._setting.embedded else driver.is_in_transaction()):
                     raise ConfigurationError("sessions in AUTOCOMMIT cannot be fenced; give session_factory= others")
+                self._setting.statement_timeout = await self._statement_timeout(connection)
         finally:
             await session.close()
         wanted = self._isolation or "READ COMMITTED"
         if not self._setting.embedded and level != wanted:
-            self._setting.set_isolation = f"SET TRANSACTION ISOLATION LEVEL {wanted}"
+            self._setting.isolation = wanted
+
+    async def _statement_timeout(self, connection: AsyncConnection) -> float:
+        if self._setting.embedded:
+            return math.inf
+        milliseconds: int = await connection.scalar(_statements.statement_timeout())
+        return milliseconds or math.inf
 
     def close(self) -> None:
         """Leave the engine as it was."""
@@ -154,6 +171,7 @@ class HandlerSession:
     _committing = False
     _ending: Callable[[Execute], None] | None = None
     _connection: Connection | None = None
+    _statement_timeout: int | None = None
     _killed: JobAborted | None = None
     _pooled: Any = None
     _driver: Any = None
@@ -320,8 +338,9 @@ class HandlerSession:
         if self._killed is not None:  # while it connected
             self._pooled.invalidate()
             self._refuse_when_killed()
-        if self._setting.set_isolation is not None:
-            connection.exec_driver_sql(self._setting.set_isolation)
+        if not self._setting.embedded:
+            self._statement_timeout = self._time_left()
+            begin(connection, isolation=self._setting.isolation, statement_timeout=self._statement_timeout)
         self._setting.commits.watch(connection, self.guard_commit)
         self._connection = connection
         if self._setting.embedded:
@@ -356,14 +375,27 @@ class HandlerSession:
         if self._ending is not None:
             # On the connection itself, where a session has only one: the session's own execute takes 60 us more.
             connection = self._connection if isinstance(session, FencedSession) else None
-            self._ending((session if connection is None else connection).execute)
+            execute = (session if connection is None else connection).execute
+            if self._statement_timeout is not None and self._statement_timeout < self._budget:
+                execute(_statements.limit_statements(), {"milliseconds": str(self._budget)})
+            self._ending(execute)
         else:
             session.flush()  # or its statements would come after, and under the fence's budget
             if not self._setting.embedded:
-                budget = f"{max(self._setting.lease / 3, 1.0) * 1000:.0f}"
-                session.execute(_statements.limit_lock_wait(), {"milliseconds": budget})
+                session.execute(_statements.limit_lock_wait(), {"milliseconds": str(self._budget)})
             self.require(session.execute(_statements.checkpoint_one(), {**self._fence, "lease": self._setting.lease}))
         self._committing = True
+
+    def _time_left(self) -> int | None:
+        """The milliseconds that a statement has which begins now; `None`: what the database gives it is less."""
+        left = self._token.deadline
+        if left is None or left * 1000 >= self._setting.statement_timeout:
+            return None
+        return max(math.ceil(left * 1000), 1)  # 0 would be for ever
+
+    @property
+    def _budget(self) -> int:
+        return round(settling_seconds(self._setting.lease) * 1000)
 
     def require(self, result: Any) -> None:
         """Refuse the commit unless the fenced statement found the job still ours."""

@@ -20,7 +20,7 @@ from queue_kit._leases import Leases
 from queue_kit._link import Link
 from queue_kit._pace import Pace
 from queue_kit._run import SUCCESS, Limits, Run, without_running
-from queue_kit._session import HandlerSession, Sessions
+from queue_kit._session import HandlerSession, Sessions, settling_seconds
 from queue_kit._store import Store
 from queue_kit._transient import is_connection_lost, is_transient
 from queue_kit.errors import JobAborted, LeaseLost
@@ -155,7 +155,7 @@ class Spine:
 
         commit = self._spawn(attempt(), "commit")
         # On SQLite a cancelled statement leaks its lock; there the busy timeout bounds the wait.
-        budget = None if self._store.embedded else max(self._store.lease / 3, 1.0)
+        budget = None if self._store.embedded else settling_seconds(self._store.lease)
         await asyncio.wait({commit}, timeout=budget)
         if not commit.done():
             self._kill(session)

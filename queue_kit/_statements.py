@@ -35,6 +35,7 @@ from sqlalchemy import (
     null,
     or_,
     select,
+    text,
     true,
     tuple_,
     update,
@@ -415,7 +416,23 @@ def checkpoint_one() -> Executable:
 @cache
 def limit_lock_wait() -> Executable:
     """Bound the wait for a lock in this transaction (PostgreSQL). Parameters: `milliseconds`, as text."""
-    return select(func.set_config("lock_timeout", bindparam("milliseconds", type_=Text()), literal_column("true")))
+    return _set_locally("lock_timeout")
+
+
+@cache
+def limit_statements() -> Executable:
+    """Bound each statement of this transaction from here on (PostgreSQL). Parameters: `milliseconds`, as text."""
+    return _set_locally("statement_timeout")
+
+
+def _set_locally(setting: str) -> Executable:
+    return select(func.set_config(setting, bindparam("milliseconds", type_=Text()), literal_column("true")))
+
+
+@cache
+def statement_timeout() -> Executable:
+    """The milliseconds that a session gives each statement (PostgreSQL); 0 is for ever."""
+    return text("SELECT setting::integer FROM pg_settings WHERE name = 'statement_timeout'")
 
 
 @cache
