@@ -28,6 +28,7 @@ from queue_kit._sleep import Sleep
 from queue_kit._spine import Spine
 from queue_kit._store import Store
 from queue_kit._wakeup import Listener, on_commit
+from queue_kit._watchdog import Watchdog
 from queue_kit.errors import ShuttingDown
 from queue_kit.hooks import Observers, WorkerState
 from queue_kit.job import Outcome, Verdict
@@ -94,6 +95,7 @@ class Crew:
         self._pulse = Pulse(
             store, self._link, scan, poll_interval=poll_interval, wake=self._wake, check_in=self._check_in
         )
+        self._watchdog = Watchdog(lambda: [*self._leases.runs(), *self.spine.wedged.values()], lease=store.lease)
         self._sleep: Sleep | None = None
         self._renew_now = asyncio.Event()
         self._pullers: set[asyncio.Task[None]] = set()
@@ -112,6 +114,7 @@ class Crew:
     def begin(self) -> None:
         """Start all tasks."""
         self._main = asyncio.create_task(self._serve(), name="queue_kit: worker")
+        self._watchdog.start()
         self._announce("started")
 
     async def _serve(self) -> None:
@@ -188,6 +191,7 @@ class Crew:
         return not self.spine.wedged
 
     async def _leave(self) -> None:
+        self._watchdog.stop()
         if self._unsubscribe is not None:
             self._unsubscribe()
         if self._main is not None:

@@ -38,16 +38,19 @@ class Member:
         await until(lambda: line in self.lines or self._process.returncode is not None, seconds=seconds)
         assert line in self.lines, (self._process.returncode, self.lines, self.log)
 
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal; one to a process that is gone is lost."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(number)
+
     async def stop(self) -> int:
         """Ask it to stop gracefully; its exit status."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(signal.SIGTERM)
+        self.send(signal.SIGTERM)
         async with asyncio.timeout(15):
             return await self._over()
 
     async def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        self.send(signal.SIGKILL)
         await self._over()
 
     async def _over(self) -> int:

@@ -1,0 +1,126 @@
+"""A blocked event loop is reported while it is blocked, with the name of who blocks it and the line where it stands."""
+
+import asyncio
+import ctypes
+import logging
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from queue_kit import Handlers, JobState, QueueWorker, add_job
+from tests.support import Recorder, row_of, until
+
+LEASE = 0.9
+"""A third of it is when a block is reported."""
+
+
+def reports(caplog: pytest.LogCaptureFixture, level: int = logging.ERROR) -> list[str]:
+    """What was said of the event loop."""
+    return [record.message for record in caplog.records if record.levelno == level and "event loop" in record.message]
+
+
+def block_until_reported(caplog: pytest.LogCaptureFixture) -> None:
+    deadline = time.monotonic() + 20
+    while not reports(caplog):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def jobs() -> Handlers:
+    return Handlers()
+
+
+@pytest.mark.parametrize("awaits_first", [False, True])
+async def test_a_handler_that_blocks_the_loop_is_named_with_its_stack(engine, jobs, caplog, awaits_first):
+    @jobs.handler("blocks")
+    async def blocks(event: Any, session: Any, job: Any) -> None:
+        if awaits_first:
+            await asyncio.sleep(0)
+        block_until_reported(caplog)
+
+    hook = Recorder()
+    async with QueueWorker(engine, jobs, parallel_count=3, lease=LEASE, hooks=[hook]):
+        job_id = await add_job(engine, "blocks")
+        await until(lambda: hook.settled)
+        await until(lambda: reports(caplog, logging.WARNING))
+    (report,) = reports(caplog)
+    assert report.startswith(f"job {job_id} blocks blocks the event loop, for 0.")
+    assert "in block_until_reported" in report
+    assert "runs again" in reports(caplog, logging.WARNING)[0]
+
+
+async def test_what_blocks_outside_of_a_job_is_told_apart(engine, jobs, caplog):
+    @jobs.handler("waits")
+    async def waits(event: Any, session: Any, job: Any) -> None:
+        await asyncio.sleep(600)
+
+    async def host() -> None:
+        block_until_reported(caplog)
+
+    hook = Recorder()
+    async with QueueWorker(engine, jobs, lease=LEASE, hooks=[hook], grace=0):
+        await add_job(engine, "waits")
+        await until(lambda: hook.started)
+        await asyncio.create_task(host(), name="a request of the host's")
+    assert reports(caplog)[0].startswith('task "a request of the host\'s" blocks the event loop')
+
+
+async def test_a_handler_that_refuses_to_end_is_named_too(engine, jobs, caplog):
+    let_go = asyncio.Event()
+
+    @jobs.handler("refuses", timeout=0.05)
+    async def refuses(event: Any, session: Any, job: Any) -> None:
+        while not let_go.is_set():
+            try:
+                await let_go.wait()
+            except asyncio.CancelledError:
+                continue
+        block_until_reported(caplog)
+
+    async with QueueWorker(engine, jobs, lease=LEASE, cancel_grace=0.05):
+        job_id = await add_job(engine, "refuses", max_retry_count=1)
+        await until(lambda: "its slot goes to a replacement" in caplog.text)
+        let_go.set()
+        await until(lambda: reports(caplog))
+    assert reports(caplog)[0].startswith(f"job {job_id} refuses blocks the event loop")
+
+
+async def test_a_loop_that_is_busy_but_not_blocked_is_left_alone(engine, jobs, caplog):
+    @jobs.handler("busy")
+    async def busy(event: Any, session: Any, job: Any) -> None:
+        ends = time.monotonic() + 3 * LEASE
+        while time.monotonic() < ends:
+            await asyncio.sleep(0)
+
+    job_id = await add_job(engine, "busy")
+    async with QueueWorker(engine, jobs, lease=LEASE):
+        await until(lambda: finished(engine, job_id))
+    assert reports(caplog) == []
+
+
+async def test_code_that_keeps_the_interpreter_to_itself_is_noticed_afterwards(engine, jobs, caplog):
+    @jobs.handler("keeps")
+    async def keeps(event: Any, session: Any, job: Any) -> None:
+        ctypes.PyDLL(None).usleep(int(2 * LEASE * 1e6))  # a PyDLL does not let other threads run meanwhile
+
+    async with QueueWorker(engine, jobs, lease=LEASE):
+        await add_job(engine, "keeps")
+        await until(lambda: "nothing ran in this process for" in caplog.text)
+    assert reports(caplog) == []
+
+
+async def finished(engine: Any, job_id: int) -> bool:
+    return (await row_of(engine, job_id)).state is JobState.completed
+
+
+async def test_its_thread_ends_with_the_worker(engine, jobs):
+    def watching() -> int:
+        return sum(thread.name == "queue_kit: watchdog" for thread in threading.enumerate())
+
+    before = watching()
+    async with QueueWorker(engine, jobs, lease=LEASE):
+        assert watching() == before + 1
+    await until(lambda: watching() == before)
