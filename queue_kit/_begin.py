@@ -6,7 +6,6 @@ what a small transaction takes. So BEGIN is sent from here, with the settings in
 
 from typing import Any
 
-from asyncpg.transaction import TransactionState
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import await_only
@@ -54,7 +53,7 @@ def _send_begin(connection: Connection, adapter: Any, isolation: str | None, sta
             raise DBAPIError(words, None, error, connection_invalidated=True) from error
         raise
     transaction = driver.transaction()
-    transaction._state = TransactionState.STARTED  # noqa: SLF001 - there is no public way to say so
+    transaction._state = type(transaction._state).STARTED  # noqa: SLF001 - there is no public way to say so
     driver._top_xact = adapter._transaction = transaction  # noqa: SLF001
     if hasattr(adapter, "_started"):  # SQLAlchemy 2.0
         adapter._started = True  # noqa: SLF001
