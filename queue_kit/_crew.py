@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from queue_kit._claims import Claims
+from queue_kit._endings import Ending
 from queue_kit._handler import Handler
 from queue_kit._intake import Intake
 from queue_kit._leases import Leases
@@ -31,7 +32,7 @@ from queue_kit._wakeup import Listener, on_commit
 from queue_kit._watchdog import Watchdog
 from queue_kit.errors import ShuttingDown
 from queue_kit.hooks import Observers, WorkerState
-from queue_kit.job import Outcome, Verdict
+from queue_kit.job import Verdict
 
 _logger = logging.getLogger("queue_kit.worker")
 
@@ -126,7 +127,7 @@ class Crew:
             self._serving(group, self._keep_leases, "queue_kit: renew leases")
             self._serving(group, self._pulse.serve, "queue_kit: pulse")
             if self.store.embedded:
-                self._unsubscribe = on_commit(self._engine, self._heard)
+                self._unsubscribe = on_commit(self._engine, committing=self._wake, committed=self._pulse.nudge)
             elif self._listen is not False:
                 engine = self.store.engine if self._listen is True else self._listen
                 self._sleep = Sleep(
@@ -276,9 +277,11 @@ class Crew:
     def _probe(self) -> None:
         self._pulse.nudge()
 
-    def _settled(self, outcome: Outcome) -> None:
-        if outcome.verdict in (Verdict.retried, Verdict.snoozed):
-            self._pulse.nudge(outcome.delay)
+    def _settled(self, ending: Ending) -> None:
+        if ending.outcome.verdict in (Verdict.retried, Verdict.snoozed):
+            self._pulse.nudge(ending.outcome.delay)
+        elif ending.claimed.cron_name is not None:
+            self._pulse.nudge()  # its next tick is stored now
         if self._intake.holds_back:
             self._claims.wake()
 

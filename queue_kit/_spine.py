@@ -55,7 +55,7 @@ class Spine:
         pace: Pace,
         sessions: Sessions,
         observers: Observers,
-        on_settled: Callable[[Outcome], None],
+        on_settled: Callable[[Ending], None],
         on_wedged: Callable[[], None],
     ) -> None:
         self._handlers = handlers
@@ -273,7 +273,7 @@ class Spine:
             self._observers.settled(
                 Settled(self._store.worker_id, ending.claimed.job, ending.outcome, ending.seconds, ending.spans)
             )
-        self._on_settled(ending.outcome)
+        self._on_settled(ending)
 
     # --- tasks --------------------------------------------------------------------------------------------------------
 

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from sqlalchemy import event, func, select
+from sqlalchemy import Connection, event, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from queue_kit._link import in_a_line
 
@@ -123,14 +124,35 @@ class Listener:
         self._healthy = healthy
 
 
-def on_commit(engine: AsyncEngine, callback: Callable[[], None]) -> Callable[[], None]:
-    """Have `callback` called in this loop at each commit of the engine in this process; returns a function that ends
-    it."""
-    loop = asyncio.get_running_loop()
+def on_commit(
+    engine: AsyncEngine, *, committing: Callable[[], None], committed: Callable[[], None]
+) -> Callable[[], None]:
+    """Have these called in this loop for each commit of the engine in this process; returns a function that ends it.
 
-    def committed(_connection: object) -> None:
+    `committing` is called before: to see what is committed one must wait for the lock that the commit still holds.
+    `committed` is called after, when the connection goes back to its pool.
+    """
+    loop = asyncio.get_running_loop()
+    mark = object()  # on a pooled connection: it has committed since it was taken
+
+    def call(callback: Callable[[], None]) -> None:
         if not loop.is_closed():
             loop.call_soon_threadsafe(callback)
 
-    event.listen(engine.sync_engine, "commit", committed)
-    return lambda: event.remove(engine.sync_engine, "commit", committed)
+    def commits(connection: Connection) -> None:
+        connection.info[mark] = True
+        call(committing)
+
+    def returns(_connection: object, record: ConnectionPoolEntry) -> None:
+        if record.info.pop(mark, False):
+            call(committed)
+
+    pool = engine.sync_engine.pool
+    event.listen(engine.sync_engine, "commit", commits)
+    event.listen(pool, "checkin", returns)
+
+    def end() -> None:
+        event.remove(engine.sync_engine, "commit", commits)
+        event.remove(pool, "checkin", returns)
+
+    return end

@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, event, insert, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.util import await_only
 
 from queue_kit import (
     CronJob,
@@ -183,6 +185,35 @@ async def test_a_cron_tick_comes_in_time(engine):
         await until(lambda: len(hook.settled) >= 2)
     ticks = [record.job.scheduled_at for record in hook.settled]
     assert ticks[0] == first < ticks[1]
+
+
+async def test_a_tick_comes_in_time_also_when_the_one_before_was_settled_late(engine):
+    await register_cron_jobs(engine, [CronJob("tick", "* * * * * *")])
+    ran: list[int] = []
+
+    async def tick(event, session, job):
+        ran.append(job.id)
+        if len(ran) == 1:
+            locked.append(await stack.enter_async_context(engine.connect()))
+            await locked[0].execute(select(JobRow.id).where(JobRow.id == job.id).with_for_update())
+
+    locked: list[Any] = []
+    async with contextlib.AsyncExitStack() as stack, QueueWorker(engine, {"tick": tick}, **NEVER):
+        await until(lambda: locked)
+        await asyncio.sleep(0.4)  # the worker has looked, and seen no other tick
+        await locked[0].rollback()
+        await until(lambda: len(ran) == 2)
+
+
+async def test_what_is_scheduled_by_a_slow_commit_is_known_when_it_is_over(sqlite_path):
+    engine = sqlite_engine(sqlite_path)
+    hook = Recorder()
+    async with QueueWorker(engine, {"first": nothing, "work": nothing}, hooks=[hook], **NEVER):
+        await ready_to_wake(engine, hook)
+        event.listen(engine.sync_engine, "commit", lambda _: await_only(asyncio.sleep(0.3)), once=True)
+        await add_job(engine, "work", delay=SOON)
+        await until(lambda: len(hook.settled) == 2)
+    await engine.dispose()
 
 
 # --- operating --------------------------------------------------------------------------------------------------------
