@@ -16,10 +16,10 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 pytest.importorskip("benchmarks", reason="they are not part of the package, only of a checkout")
 
 
-async def benchmarks(*arguments: object, url: str) -> tuple[int, str, str]:
+async def benchmarks(*arguments: object, url: str, module: str = "benchmarks") -> tuple[int, str, str]:
     """Status, stdout and stderr of a run."""
     process = await asyncio.create_subprocess_exec(
-        *[sys.executable, "-m", "benchmarks", *map(str, arguments)],
+        *[sys.executable, "-m", module, *map(str, arguments)],
         cwd=CHECKOUT,
         env=os.environ | {"QUEUE_KIT_BENCH_DATABASE_URL": url},
         stdout=asyncio.subprocess.PIPE,
@@ -79,3 +79,19 @@ async def test_wrong_usage(server: Server) -> None:
     status, _, err = await benchmarks("--only", "T99", url=server.url)
     assert status == 2
     assert "'T99' is none of T1, T2" in err
+
+
+async def test_a_small_soak(server: Server, tmp_path: Path) -> None:
+    output = tmp_path / "soak.json"
+    options = ["--minutes", 0.1, "--interval", 2, "--rate", 60, "--pullers", 5, "--output", output]
+
+    status, out, err = await benchmarks(*options, url=server.url, module="benchmarks.soak")
+
+    assert (status, err) == (0, "")
+    report = json.loads(output.read_text())
+    assert report["wrong"] == []
+    assert report["summary"]["jobs added"] > 100
+    assert len(report["samples"]) == 3
+    assert all(sample["connections"] > 0 for sample in report["samples"])
+    assert all(sample["memory"] > 10 for sample in report["samples"] if Path("/proc").exists())
+    assert '"memory slope MB/h"' in out
