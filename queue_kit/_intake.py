@@ -134,7 +134,8 @@ class Intake:
                 ahead=ahead,
                 bytes_ahead=bytes_ahead,
                 after=after,
-                wedged=self._spine.wedged,
+                # What still runs is never begun again, though somebody else may have had it and given it back.
+                wedged=(*self._spine.wedged, *(run.claimed.job.id for run in self._leases.runs())),
                 held=(claimed.job.id for claimed in self._leases.held()),
                 suspects_from=suspects_from,
                 suspects_below=suspects_below,

@@ -19,6 +19,8 @@ class _Lease:
     expires: float
     run: Run | None = None
     told: JobAborted | None = None
+    gone: bool = False
+    """Whether the database has said that it is not ours any more."""
 
     def tell(self, reason: JobAborted) -> None:
         """End the run, or the one to come."""
@@ -77,7 +79,7 @@ class Leases:
     async def renew(self) -> None:
         """Extend every lease; end the runs whose lease is lost or whose job is to be cancelled."""
         asked_at = time.monotonic()
-        leases = list(self._held.values())
+        leases = [lease for lease in self._held.values() if not lease.gone]
         if not leases:
             return
         renewal = await self._store.renew([lease.claimed for lease in leases])
@@ -92,6 +94,7 @@ class Leases:
                 if renewal.ours.get(job_id):
                     lease.tell(Cancelled("cancel_job was called"))
             else:
+                lease.gone = True
                 lease.tell(LeaseLost(f"job {job_id} was claimed by another worker"))
 
     def renewal_pause(self) -> float:

@@ -143,8 +143,13 @@ class Run:
             self._deadlines.discard(self._expire)
 
     def abort(self, reason: JobAborted, *, grace: float | None = None) -> None:
-        """Tell the handler to end: the token first, then the cancellation, then no more waiting after the grace."""
-        if self._is_over or not self.token.abort(reason):
+        """Tell the handler to end: the token first, then the cancellation, then no more waiting after the grace. One
+        that was told before keeps its reason; a `grace` given here bounds the rest of its own."""
+        if self._is_over:
+            return
+        if not self.token.abort(reason):
+            if grace is not None:
+                self._loop.call_later(grace, self._end)
             return
         grace = self._limits.cancel_grace if grace is None else grace
         self._cancelling = self._loop.create_task(self._cancel(grace), name="queue_kit: cancel a job")
