@@ -647,6 +647,8 @@ def cancel() -> Executable:
         .values(
             cancel_requested=True,
             status=case((running, JOB.status), else_=CANCELLED),
+            # Or the worker that had it until its lease lapsed would take this ending for its own.
+            worker_id=case((running, JOB.worker_id), else_=null()),
             updated_at=case((running, JOB.updated_at), else_=clock_time()),
         )
         .returning(JOB.status)

@@ -335,6 +335,19 @@ async def test_a_job_that_is_cut_off_is_given_back_and_runs_elsewhere_at_once(en
     assert await effects(engine) == []
 
 
+async def test_a_job_whose_deadline_passed_before_the_stop_is_given_back_too(engine, leftovers):
+    """It has its own, longer grace by then; the stop's is what counts."""
+    refusing = Refusing()
+    job_id = await add_job(engine, "refusing", handler_timeout=0.1, max_retry_count=9)
+    worker = QueueWorker(engine, {"refusing": refusing}, cancel_grace=2.0, retry_delay=LONG)
+    await worker.start()
+    await until(lambda: refusing.cancelled)
+    await asyncio.wait_for(worker.stop(grace=0), SOON)
+    row = await row_of(engine, job_id)
+    assert (row.state, row.retry_count) == (JobState.scheduled, 1)
+    refusing.let_go.set()
+
+
 async def test_stop_returns_in_time_though_the_database_does_not_answer(engine, leftovers):
     hook = Recorder()
     worker = QueueWorker(engine, {}, hooks=[hook], cancel_grace=0.2)

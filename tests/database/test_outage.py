@@ -12,10 +12,10 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from queue_kit import JobRow, JobState, LeaseLost, NewJob, QueueWorker, add_job, add_jobs, sqlite_engine
+from queue_kit import JobRow, JobState, LeaseLost, NewJob, QueueWorker, add_job, add_jobs, cancel_job, sqlite_engine
 from tests.database.running import Gate, listening, raw
 from tests.proxy import Proxy, through_proxy
-from tests.support import ADD_EFFECT, Recorder, count_jobs, effects, make_effects, row_of, until
+from tests.support import ADD_EFFECT, Recorder, count_jobs, effects, make_effects, move, row_of, until
 
 QUICK = {"poll_interval": 0.05, "retry_delay": 0.05}
 
@@ -125,6 +125,24 @@ async def test_a_run_whose_lease_lapses_in_an_outage_is_released_with_nothing_co
     assert hook.verdicts == ["released", "completed"]
     row = await row_of(pg_engine, job_id)
     assert (row.state, row.retry_count, row.lost, row.errors) == (JobState.completed, 0, 0, None)
+
+
+async def test_a_job_that_is_cancelled_once_its_lease_lapsed_is_lost_for_the_worker_that_had_it(away, pg_engine):
+    proxy, engine = away
+    gate, hook = Gate(), Recorder()
+    job_id = await add_job(pg_engine, "long", max_retry_count=1)
+    async with QueueWorker(engine, {"long": gate}, lease=600.0, hooks=[hook], **QUICK) as worker:
+        await until(lambda: gate.running)
+        proxy.down()
+        await until(lambda: not worker.healthy)
+        gate.open.set()
+        await until(lambda: not gate.running)
+        await move(pg_engine, job_id, lease_until=-1_200)
+        await cancel_job(pg_engine, job_id)
+        proxy.up()
+        await settled(hook, 1)
+    assert hook.verdicts == ["lost"]
+    assert (await row_of(pg_engine, job_id)).state is JobState.cancelled
 
 
 async def test_a_handler_that_loses_its_connection_runs_again_and_no_try_is_counted(away, pg_engine):
