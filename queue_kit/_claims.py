@@ -103,7 +103,13 @@ class Claims:
         self._hungry.set()
         if self._eager:
             self._wakeup.set()
-        return await puller
+        try:
+            return await puller
+        except asyncio.CancelledError:
+            given = None if puller.cancelled() else puller.result()
+            if given is not None:  # at that very moment
+                self._give_back(given)
+            raise
 
     async def run_dry(self, pullers: int) -> int:
         """Wait until all of this many pullers are idle and a claim for all of them finds nothing; returns how many

@@ -121,7 +121,7 @@ class Crew:
     async def _serve(self) -> None:
         async with asyncio.TaskGroup() as group:
             for number in range(self._parallel_count):
-                self._pullers.add(group.create_task(self._pull(), name=f"queue_kit: puller {number}"))
+                self._pullers.add(self._serving(group, self._pull, f"queue_kit: puller {number}"))
             self._claiming = self._serving(group, self._claims.serve, "queue_kit: claim")
             self._serving(group, self._leases.watch, "queue_kit: watch leases")
             self._serving(group, self._keep_leases, "queue_kit: renew leases")
@@ -145,6 +145,10 @@ class Crew:
             while True:
                 try:
                     return await serve()
+                except asyncio.CancelledError:
+                    if self._main is None or self._main.cancelling():
+                        raise
+                    _logger.exception("the worker's task %r was cancelled by somebody and is started again", name)
                 except Exception:
                     # A defect of ours must not end the siblings: in a task group one failure cancels all.
                     _logger.exception("the worker's task %r failed and is started again", name)
@@ -224,6 +228,10 @@ class Crew:
             except Exception:
                 _logger.exception("job %s was not settled; its lease will lapse", claimed.job.id)
                 self._leases.drop(claimed)
+            except asyncio.CancelledError:
+                if not self._claims.closed:  # this puller alone was cancelled, by somebody
+                    self._leases.drop(claimed)
+                raise
 
     async def _keep_leases(self) -> None:
         while True:

@@ -23,6 +23,7 @@ from sqlalchemy import (
     literal_column,
     select,
 )
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -31,10 +32,25 @@ from sqlalchemy.sql.selectable import CTE
 from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
 
 LONG_AGO = datetime.min.replace(tzinfo=UTC)
-JSON_TYPE = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 BIGINT = BigInteger().with_variant(Integer(), "sqlite")
 
 _SQLITE_NOW = "strftime('%Y-%m-%d %H:%M:%f', 'now')"
+
+
+class JsonText(sqlite.JSON):
+    """JSON in a TEXT column: SQLite takes the values of a column of type JSON for numbers where it can, and rounds."""
+
+
+@compiles(JsonText, "sqlite")
+def _(element: JsonText, compiler: object, **kw: Any) -> str:
+    return "TEXT"
+
+
+JSON_TYPE = (
+    JSON(none_as_null=True)
+    .with_variant(JSONB(none_as_null=True), "postgresql")
+    .with_variant(JsonText(none_as_null=True), "sqlite")
+)
 
 
 class UtcDateTime(TypeDecorator[datetime]):

@@ -7,6 +7,8 @@ import logging
 import random
 from collections.abc import Callable
 
+from queue_kit.job import printable
+
 _logger = logging.getLogger("queue_kit.worker")
 
 _LONGEST_WAIT = 2.0
@@ -15,7 +17,7 @@ _LONGEST_WAIT = 2.0
 def in_a_line(error: BaseException) -> str:
     """A database error for the log, without the statement and the parameters that SQLAlchemy shows with it."""
     text = str(getattr(error, "orig", None) or error).partition("\n")[0]
-    return f"{type(error).__name__}: {text}"
+    return f"{type(error).__name__}: {printable(text)}"
 
 
 class Link:

@@ -31,7 +31,7 @@ from queue_kit.errors import (
     Snooze,
 )
 from queue_kit.event import AbortToken, Event
-from queue_kit.job import Claimed, Job, Outcome, Verdict
+from queue_kit.job import Claimed, Job, Outcome, Verdict, printable
 from queue_kit.retry import RetryDelay, delay_after
 
 _logger = logging.getLogger("queue_kit.worker")
@@ -239,7 +239,9 @@ class Run:
         try:
             return delay_after(self._limits.retry_delay, self.claimed.job.attempt)
         except BaseException:
-            _logger.exception("retry_delay of job %s failed, it is tried again in 1 s", self.claimed.job.name)
+            _logger.exception(
+                "retry_delay of job %s failed, it is tried again in 1 s", printable(self.claimed.job.name)
+            )
             return 1.0
 
 
@@ -256,12 +258,25 @@ def _start(
 def _error_record(claimed: Claimed, error: BaseException | None, reason: str | None = None) -> Mapping[str, Any]:
     record: dict[str, Any] = {"at": datetime.now(UTC).isoformat(), "try": claimed.job.attempt}
     if error is not None:
+        _hide_parameters(error)
         record["class"] = _storable(type(error).__qualname__, MAX_MESSAGE)
         record["message"] = _storable(_text_of(error), MAX_MESSAGE)
         record["traceback"] = _storable(_traceback_of(error), MAX_TRACEBACK)
     if reason is not None:
         record["reason"] = _storable(reason, MAX_MESSAGE)
     return record
+
+
+def _hide_parameters(error: BaseException) -> None:
+    """SQLAlchemy shows a failed statement with its parameters, among them what was in the payload: keep them out of
+    the log and of the job's errors."""
+    at: BaseException | None = error
+    for _ in range(20):  # a chain may close on itself
+        if at is None:
+            return
+        if hasattr(at, "hide_parameters"):
+            at.hide_parameters = True
+        at = at.__cause__ or at.__context__
 
 
 def _text_of(error: BaseException) -> str:

@@ -9,7 +9,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -23,9 +22,9 @@ from queue_kit._run import SUCCESS, Limits, Run, without_running
 from queue_kit._session import HandlerSession, Sessions, settling_seconds
 from queue_kit._store import Store
 from queue_kit._transient import is_connection_lost, is_transient
-from queue_kit.errors import JobAborted, LeaseLost
+from queue_kit.errors import JobAborted, LeaseLost, ShuttingDown
 from queue_kit.hooks import Observers, Settled, Started
-from queue_kit.job import Claimed, Outcome, Verdict
+from queue_kit.job import Claimed, Outcome, Verdict, printable
 
 _logger = logging.getLogger("queue_kit.worker")
 
@@ -125,6 +124,7 @@ class Spine:
             outcome = await run.execute(handler, session.session, before_cancel=session.quiesce)
         except asyncio.CancelledError:
             self._kill(session)
+            run.abort(ShuttingDown("nobody waits for this run any more"))
             raise
         if run.wedged:
             self._set_aside(run, session)
@@ -207,7 +207,7 @@ class Spine:
         _logger.error(
             "job %s %s did not end %g s after it was cancelled (%r); its slot goes to a replacement",
             job.id,
-            job.name,
+            printable(job.name),
             self._cancel_grace,
             run.token.reason,
         )
@@ -289,12 +289,13 @@ class Spine:
             task.exception()  # who awaits it has seen it; who does not, has killed the connection
 
     async def close(self) -> None:
-        """Give up what is still under way."""
+        """Give up what is still under way, after a second in which it may end by itself."""
         await self._endings.close()
         if self._background:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(1.0):
-                    await asyncio.wait(set(self._background))
+            await asyncio.wait(set(self._background), timeout=1.0)
+        if not self._store.embedded:  # on SQLite a cancelled statement leaks its lock
+            for task in self._background:
+                task.cancel()
 
 
 def _limits_of_handler(handler: Handler[Any], worker: Limits) -> Limits:
@@ -308,19 +309,14 @@ def _limits_of_handler(handler: Handler[Any], worker: Limits) -> Limits:
 
 def _log(level: int, ending: Ending, seconds: float) -> None:
     job, error = ending.claimed.job, ending.outcome.error or {}
-    why = _one_line(error.get("reason") or (f"{error['class']}: {error['message']}" if "class" in error else ""))
+    why = printable(error.get("reason") or (f"{error['class']}: {error['message']}" if "class" in error else ""))
     _logger.log(
         level,
         "job %s %s %s after %.3f s%s",
         job.id,
-        job.name,
+        printable(job.name),
         ending.outcome.verdict,
         seconds,
         f": {why}" if why else "",
         extra={"job_id": job.id, "job_name": job.name, "job_attempt": job.attempt, "job_spans": ending.spans},
     )
-
-
-def _one_line(text: str) -> str:
-    """What an error says, so that what it quotes cannot pass for lines of the log or reach a terminal's controls."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

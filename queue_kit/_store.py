@@ -28,7 +28,7 @@ from queue_kit._scan import Place
 from queue_kit._session import Execute
 from queue_kit._statements import as_batch
 from queue_kit._transient import READ_ONLY, is_transient, sqlstate
-from queue_kit.job import Claimed, Job, Outcome, Verdict
+from queue_kit.job import Claimed, Job, Outcome, Verdict, printable
 from queue_kit.models import CANCELLED, FAILED, READY
 
 _logger = logging.getLogger("queue_kit.worker")
@@ -74,7 +74,8 @@ class Store:
         delete_failed: bool,
     ) -> None:
         sync_engine = engine.sync_engine
-        clone = Engine(sync_engine.pool.recreate(), sync_engine.dialect, sync_engine.url)
+        # An error's parameters may hold a payload, and what these statements raise is logged.
+        clone = Engine(sync_engine.pool.recreate(), sync_engine.dialect, sync_engine.url, hide_parameters=True)
         self.embedded = clone.dialect.name == "sqlite"
         if self.embedded:
             _sqlite.prepare(clone)
@@ -229,7 +230,9 @@ class Store:
         except DBAPIError as error:
             if is_transient(error):
                 raise
-            _logger.exception("cron job %s: its next occurrence was refused; the sweep goes on", claimed.cron_name)
+            _logger.exception(
+                "cron job %s: its next occurrence was refused; the sweep goes on", printable(str(claimed.cron_name))
+            )
             return (await self._settle_kind(statement, [(claimed, outcome)]))[claimed.job.id]
         return (await self._fate_of([claimed]))[claimed.job.id]
 
@@ -294,7 +297,7 @@ class Store:
         mended = await self._turn(transaction)
         for name, problem in mended.unschedulable.items():
             if name not in self._unschedulable:
-                _logger.error("cron job %s cannot be scheduled, register it again: %s", name, problem)
+                _logger.error("cron job %s cannot be scheduled, register it again: %s", printable(name), problem)
         self._unschedulable = frozenset(mended.unschedulable)
         return mended.stored
 

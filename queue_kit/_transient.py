@@ -5,10 +5,12 @@ import sqlite3
 
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 
-_CLASSES = ("08", "53", "57P", "58")
-"""Connection trouble, lack of resources, shutdown and start-up, system errors."""
+_CLASSES = ("08", "28", "53", "57P", "58")
+"""Connection trouble, a password that was changed on one side first, lack of resources, shutdown and start-up, system
+errors."""
 READ_ONLY = "25006"
-_STATES = {READ_ONLY, "40001", "40P01", "55P03", "57014", "3D000"}
+LOCK_NOT_AVAILABLE = "55P03"
+_STATES = {READ_ONLY, "40001", "40P01", LOCK_NOT_AVAILABLE, "57014", "3D000"}
 """Read-only server, serialization, deadlock, lock timeout, statement timeout, database missing (a failover)."""
 
 

@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from queue_kit import __version__, _bench, migrate
 from queue_kit._sqlite import sqlite_engine
+from queue_kit._transient import LOCK_NOT_AVAILABLE, sqlstate
 from queue_kit.errors import ConfigurationError, QueueKitError
 from queue_kit.worker import QueueWorker
 
@@ -219,6 +220,11 @@ def _on_database(url: URL, action: Callable[[AsyncEngine], Awaitable[T]]) -> T:
 def _words(error: Exception) -> str:
     if isinstance(error, QueueKitError):
         return str(error)
+    if sqlstate(error) == LOCK_NOT_AVAILABLE:
+        return (
+            f"a transaction held a lock of the queue's tables for longer than {migrate.LOCK_TIMEOUT}, so nothing was "
+            "changed: run it again when that has ended"
+        )
     # SQLAlchemy's own text has the statement in it, and a link.
     return f"{type(error).__name__}: {getattr(error, 'orig', None) or error}"
 

@@ -160,7 +160,7 @@ def _call(hook: object, method: str, record: object) -> object:
     try:
         listener = getattr(hook, method, None)
         return None if listener is None else listener(record)
-    except (Exception, asyncio.CancelledError, SystemExit):
+    except (Exception, asyncio.CancelledError, SystemExit, GeneratorExit):
         # Nothing is awaited here, so a cancellation is the hook's own: of a future whose result it asked for.
         _logger.exception("hook %s.%s failed", type(hook).__name__, method)
         return None

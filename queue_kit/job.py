@@ -291,6 +291,11 @@ def _check_json(value: object, path: str, depth: int) -> None:
             raise InvalidJob("data", f"{type(value).__name__} is not JSON", path=path)
 
 
+def printable(text: str) -> str:
+    """Text for a line of the log, so that what others wrote passes for no line of it and reaches no terminal."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 def _shown(value: object) -> str:
     try:
         return ascii(value)[:_SHOWN]

@@ -13,7 +13,7 @@ from queue_kit import _statements
 from queue_kit._handler import HandlerFunction
 from queue_kit.errors import ConfigurationError
 from queue_kit.event import Event
-from queue_kit.job import Job
+from queue_kit.job import Job, printable
 from queue_kit.operate import Insights, queue_insights
 
 PAGE = 10_000
@@ -76,8 +76,8 @@ def job_queue_insights() -> HandlerFunction[dict[str, Any]]:
             cron = set(await session.scalars(_statements.cron_names()))
             forgotten = [name for name in found.unhandled_names if name in cron]
             if forgotten:
-                event.log.error("no live worker runs these cron jobs: %s", ", ".join(forgotten))
-            event.log.warning("no live worker runs: %s", ", ".join(found.unhandled_names))
+                event.log.error("no live worker runs these cron jobs: %s", printable(", ".join(forgotten)))
+            event.log.warning("no live worker runs: %s", printable(", ".join(found.unhandled_names)))
         return found
 
     return insights

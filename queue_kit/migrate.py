@@ -5,7 +5,9 @@ one process. They keep a version table of their own, as `alembic upgrade head` d
 runs them inside an application's history instead. `queue_kit_schema` tells a worker what it meets.
 """
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,6 +43,9 @@ LOCK_TIMEOUT = "3s"
 """How long a migration waits for a table's lock on PostgreSQL: all that queues behind it waits as long."""
 
 _MIGRATION_LOCK = 0x71_6B_6D_69_67_72  # an arbitrary number, the same in every process: "qkmigr"
+_ASK_FOR_TURN = text(f"SELECT pg_try_advisory_lock({_MIGRATION_LOCK + 1})")  # to build indexes
+_GIVE_UP_TURN = text(f"SELECT pg_advisory_unlock({_MIGRATION_LOCK + 1})")
+_IS_VALID = text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)")
 
 _HOW = (
     "run `queue-kit migrate`, or await queue_kit.migrate.upgrade(engine), or call "
@@ -140,8 +145,9 @@ def _schema(connection: Connection) -> tuple[int, int] | None:
 async def upgrade(engine: AsyncEngine, extras: Iterable[str] = ()) -> None:
     """Bring the database to this library's schema; harmless when it is there or newer, and when two do it at once.
 
-    `extras` names schemas of optional parts; there are none yet. It is one transaction. Raises `ConfigurationError` for
-    an unknown extra, and what the driver raises, for instance when a table was locked for longer than `LOCK_TIMEOUT`.
+    `extras` names schemas of optional parts; there are none yet. Each version is one transaction. Raises
+    `ConfigurationError` for an unknown extra, and what the driver raises, for instance when a table was locked for
+    longer than `LOCK_TIMEOUT`.
 
     >>> async def deploy(engine):
     ...     await upgrade(engine)
@@ -149,13 +155,43 @@ async def upgrade(engine: AsyncEngine, extras: Iterable[str] = ()) -> None:
     unknown = sorted({extras} if isinstance(extras, str) else set(extras))
     if unknown:
         raise ConfigurationError(f"unknown extras: {', '.join(unknown)}; there are none yet")
-    await _migrate(engine, VERSION, down=False)
+    async with engine.connect() as connection:
+        found = await connection.run_sync(lambda sync: _current(MigrationContext.configure(sync)))
+    for version in range(min(found + 1, VERSION), VERSION + 1):
+        await _build_indexes(engine, version)
+        await _migrate(engine, version, down=False)
+
+
+async def _build_indexes(engine: AsyncEngine, version: int) -> None:
+    """Build what a revision names in `INDEXES` (name to `table (columns) WHERE ...`) while the tables are in use.
+
+    The revision itself creates them `IF NOT EXISTS`, for the ways that cannot do this. What a killed run has left half
+    built is dropped first. Who waits for the turn asks again and again, each time in a transaction of its own: a
+    statement that waits is one that CREATE INDEX CONCURRENTLY waits for.
+    """
+    if version == 1 or engine.dialect.name != "postgresql":
+        return
+    indexes: Mapping[str, str] = getattr(_revision(version), "INDEXES", {})
+    async with engine.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        while not await connection.scalar(_ASK_FOR_TURN):  # noqa: ASYNC110 - another process has it
+            await asyncio.sleep(0.2)
+        try:
+            for name, on in indexes.items():
+                valid = await connection.scalar(_IS_VALID, {"name": name})
+                if valid is False:
+                    await connection.exec_driver_sql(f"DROP INDEX CONCURRENTLY {name}")
+                if not valid:
+                    await connection.exec_driver_sql(f"CREATE INDEX CONCURRENTLY {name} ON {on}")
+        finally:
+            await connection.execute(_GIVE_UP_TURN)
 
 
 async def downgrade(engine: AsyncEngine, to: int = 0) -> None:
-    """Bring the database back to an older schema; 0 drops everything, jobs included.
+    """Bring the database back to an older schema; 0 drops everything, finished jobs included.
 
-    Raises `ConfigurationError` for a version that does not exist, or when the database is newer than this library.
+    Raises `ConfigurationError` for a version that does not exist, when the database is newer than this library, and
+    when jobs that are not finished would be lost.
 
     >>> async def remove(engine):
     ...     await downgrade(engine)
@@ -222,13 +258,29 @@ def _move_in_revision(op: AlembicOp, to: int, start: int | None, *, down: bool) 
     context = op.get_context()
     _check_version(to, "to")
     if not context.as_sql:
-        if context.dialect.name == "postgresql" and context.connection is not None:
-            _lock(context.connection)
-    elif start is None:
+        connection = context.connection
+        assert connection is not None
+        if connection.dialect.name == "postgresql":
+            _lock(connection)
+        with _lock_timeout(connection):
+            _move(context, to, down=down)
+        return
+    if start is None:
         raise ConfigurationError("with --sql the version cannot be read: say downgrade_in_revision(..., start=...)")
-    else:
-        _check_version(start, "start")
+    _check_version(start, "start")
     _move(context, to, down=down, start=start)
+
+
+@contextmanager
+def _lock_timeout(connection: Connection) -> Iterator[None]:
+    """Bound the waiting for locks by ours, unless the application has a bound of its own; its later revisions get
+    their transaction back as it was."""
+    if connection.dialect.name != "postgresql" or connection.scalar(text("SHOW lock_timeout")) != "0":
+        yield
+        return
+    connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
+    yield  # after an error there is nothing to give back: the transaction is lost, and its settings with it
+    connection.execute(text("SET LOCAL lock_timeout = 0"))
 
 
 def _move(context: MigrationContext, to: int, *, down: bool, start: int | None = None) -> None:
@@ -238,7 +290,8 @@ def _move(context: MigrationContext, to: int, *, down: bool, start: int | None =
     if down and current > VERSION:
         raise ConfigurationError(f"the database is at version {current}, which this queue_kit cannot take back")
     for version in range(current, to, -1) if down else range(current + 1, to + 1):
-        module = _revision(version, op)
+        module = _revision(version)
+        module.op = op  # of its own, instead of Alembic's for the process
         if down:
             module.downgrade()
             _stamp(op, version, version - 1)
@@ -261,11 +314,9 @@ def _current(context: MigrationContext) -> int:
     return version
 
 
-def _revision(version: int, op: Operations) -> Any:
-    """A revision's module, loaded anew, with an `op` of its own instead of Alembic's for the process."""
-    module: Any = ScriptDirectory(script_location()).get_revision(f"{version:04d}").module
-    module.op = op
-    return module
+def _revision(version: int) -> Any:
+    """A revision's module, loaded anew."""
+    return ScriptDirectory(script_location()).get_revision(f"{version:04d}").module
 
 
 def _stamp(op: Operations, current: int, to: int) -> None:

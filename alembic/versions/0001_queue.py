@@ -4,6 +4,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB
 
+from queue_kit.errors import ConfigurationError
+
 revision = "0001"
 down_revision = None
 branch_labels = None
@@ -11,7 +13,7 @@ depends_on = None
 
 _ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 _INSTANT = sa.DateTime(timezone=True).with_variant(sa.Text(), "sqlite")
-_JSON = sa.JSON().with_variant(JSONB(), "postgresql")
+_JSON = sa.JSON().with_variant(JSONB(), "postgresql").with_variant(sa.Text(), "sqlite")
 _NAME = sa.Text(collation="C").with_variant(sa.Text(), "sqlite")
 
 _SQLITE_NOW = "strftime('%Y-%m-%d %H:%M:%f', 'now')"
@@ -146,9 +148,28 @@ def _create_index(name: str, columns: list[str], where: str, *, unique: bool = F
 
 
 def downgrade() -> None:
-    """Drop everything, jobs included."""
+    """Drop everything, finished jobs included; refuse while there are others."""
+    _refuse_to_lose_jobs()
     for table in ("queue_kit_schema", "queue_kit_worker", "queue_kit_cron", "queue_kit_job"):
         op.drop_table(table)
     if op.get_context().dialect.name == "postgresql":
         op.execute("DROP FUNCTION queue_kit_job_place()")
         op.execute("DROP FUNCTION queue_kit_job_notify()")
+
+
+def _refuse_to_lose_jobs() -> None:
+    if op.get_context().as_sql:
+        return
+    if op.get_context().dialect.name == "postgresql":
+        op.execute("LOCK TABLE queue_kit_job")  # or one could be added between the look and the drop
+    # Cron's are stored again by the next registration.
+    live = (
+        op.get_bind()
+        .execute(sa.text("SELECT count(*) FROM queue_kit_job WHERE status < 2 AND cron_name IS NULL"))
+        .scalar_one()
+    )
+    if live:
+        raise ConfigurationError(
+            f"{live} job(s) are not complete and would be lost: let workers finish them, or delete them "
+            "(DELETE FROM queue_kit_job WHERE status < 2), and run it again"
+        )
