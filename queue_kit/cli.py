@@ -25,7 +25,10 @@ from queue_kit.worker import QueueWorker
 T = TypeVar("T")
 
 _DRIVERS = {"postgres": "postgresql+asyncpg", "postgresql": "postgresql+asyncpg", "sqlite": "sqlite+aiosqlite"}
-_FORMS = "postgresql://user:password@host/name (other characters than letters and digits as %XX) or sqlite:///path"
+_FORMS = (
+    "postgresql://user:password@host/name"  # pragma: allowlist secret
+    " (other characters than letters and digits as %XX) or sqlite:///path"
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -331,7 +331,7 @@ async def test_payloads_are_never_logged(engine, jobs, caplog):
     @jobs.handler("typed", max_retry_count=1)
     async def typed(event, session, job: Job[list[int]]): ...
 
-    secret = "Zx9-secret"
+    secret = "Zx9-secret"  # pragma: allowlist secret
     deeds = ["return", "wait", "fail", "snooze", "discard"]
     await add_jobs(engine, [NewJob("act", {"do": deed, "password": secret}) for deed in deeds])
     await add_job(engine, "typed", [secret])

@@ -19,7 +19,7 @@ from tests.conftest import sqlite_url
 from tests.support import until
 
 VARIABLE = "QUEUE_KIT_DATABASE_URL"
-SECRET = "Tr0ub4dor"
+SECRET = "Tr0ub4dor"  # pragma: allowlist secret
 
 
 class Done(NamedTuple):
@@ -104,7 +104,7 @@ def test_what_a_server_says_is_masked(server, tmp_path):
 
 
 def test_a_password_with_any_character_is_read_when_it_is_written_as_it_should():
-    assert read_url("postgres://u:a%40b%2Fc%3A@host/name").password == "a@b/c:"
+    assert read_url("postgres://u:a%40b%2Fc%3A@host/name").password == "a@b/c:"  # pragma: allowlist secret
     with pytest.raises(ConfigurationError):
         read_url("postgres://u:a@b/c:@host/name")
 
