@@ -99,6 +99,8 @@ class Crew:
         self._watchdog = Watchdog(lambda: [*self._leases.runs(), *self.spine.wedged.values()], lease=store.lease)
         self._sleep: Sleep | None = None
         self._renew_now = asyncio.Event()
+        self._checking_in = asyncio.Lock()
+        """Or the row could be left with what an earlier check-in said, which was overtaken on its way."""
         self._pullers: set[asyncio.Task[None]] = set()
         self._claiming: asyncio.Task[None] | None = None
         self._main: asyncio.Task[None] | None = None
@@ -258,8 +260,9 @@ class Crew:
 
     async def _check_in(self) -> None:
         """Note in the worker's row that it is alive."""
-        asleep = self._sleep is not None and self._sleep.asleep
-        await self.store.check_in(len(self._leases.runs()), f"pid {os.getpid()}", self._names, asleep=asleep)
+        async with self._checking_in:
+            asleep = self._sleep is not None and self._sleep.asleep
+            await self.store.check_in(len(self._leases.runs()), f"pid {os.getpid()}", self._names, asleep=asleep)
 
     # --- what they tell each other ------------------------------------------------------------------------------------
 

@@ -134,8 +134,10 @@ class Intake:
                 ahead=ahead,
                 bytes_ahead=bytes_ahead,
                 after=after,
-                # What still runs is never begun again, though somebody else may have had it and given it back.
-                wedged=(*self._spine.wedged, *(run.claimed.job.id for run in self._leases.runs())),
+                # What still runs is never begun again, though somebody else may have had it and given it back. Nor is
+                # what was told to end: a standby that was promoted may give the same claim_no again, and the ending
+                # that is on its way would be taken for the new run's.
+                running=(*self._spine.wedged, *self._leases.unfinished()),
                 held=(claimed.job.id for claimed in self._leases.held()),
                 suspects_from=suspects_from,
                 suspects_below=suspects_below,

@@ -72,6 +72,10 @@ class Leases:
         """All jobs held."""
         return [lease.claimed for lease in self._held.values()]
 
+    def unfinished(self) -> list[int]:
+        """The ids of the jobs whose runs are under way, or were told to end and are not settled yet."""
+        return [job_id for job_id, lease in self._held.items() if lease.run is not None or lease.told is not None]
+
     def runs(self) -> list[Run]:
         """All runs under way."""
         return [lease.run for lease in self._held.values() if lease.run is not None]
@@ -102,11 +106,12 @@ class Leases:
         return min(self._store.lease / 3, 1.0 if self._locked else 10.0)
 
     async def watch(self) -> None:
-        """Abort each run whose lease has lapsed by the local clock, for as long as this is awaited."""
+        """Abort each run before its lease lapses by the local clock, for as long as this is awaited."""
+        pause = self._store.lease / 20
         while True:
-            await asyncio.sleep(self._store.lease / 20)
+            await asyncio.sleep(pause)
             if not self._protected():
                 now = time.monotonic()
                 for lease in list(self._held.values()):
-                    if lease.expires <= now:
-                        lease.tell(LeaseLost(f"the lease of job {lease.claimed.job.id} lapsed before it was renewed"))
+                    if lease.expires <= now + pause:  # by the next look it would be too late
+                        lease.tell(LeaseLost(f"the lease of job {lease.claimed.job.id} was not renewed in time"))

@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from queue_kit import _statements
 from queue_kit._begin import begin
-from queue_kit._transient import is_connection_lost
+from queue_kit._transient import is_connection_lost, is_server_trouble
 from queue_kit.enqueue import HELD_JOB, hand_over_key
 from queue_kit.errors import ConfigurationError, JobAborted, LeaseLost, ShuttingDown, UnfencedCommit
 from queue_kit.event import AbortToken
@@ -209,7 +209,13 @@ class HandlerSession:
         return self.used or self._held_since is not None
 
     def broke(self, error: BaseException) -> bool:
-        """Whether the handler failed since this session's connection broke or could not be made."""
+        """Whether the handler failed since this session's connection broke or could not be made, or since its database
+        could serve nobody."""
+        asked = self._held_since is not None or self._last_driver is not None
+        if asked and any(map(is_server_trouble, _chain(error))):
+            if self._driver is not None and self._pooled.is_valid:
+                self._pooled.invalidate(soft=True)  # the next to take it may find a better server
+            return True
         if self._setting.embedded:
             return False
         if self._held_since is not None and not self._connected.is_set():
@@ -269,7 +275,8 @@ class HandlerSession:
         if self._driver is None:
             return None
         closing = None
-        self._pooled.invalidate(soft=True)  # or SQLite's pool would hand it out again
+        if self._pooled.is_valid:
+            self._pooled.invalidate(soft=True)  # or SQLite's pool would hand it out again
         if self._setting.embedded:
             self._interrupt()
             closing = self._driver.close()

@@ -173,7 +173,7 @@ class Spine:
             return Outcome(Verdict.released), False
         if is_connection_lost(error):
             return await self._reread(run, session, error)
-        return run.failure(error), False
+        return (run.broken_off(error) if session.broke(error) else run.failure(error)), False
 
     async def _reread(self, run: Run, session: HandlerSession, error: BaseException) -> tuple[Outcome, bool]:
         """A commit without a reply: look what became of it. An outage fails nobody; a commit over its budget does."""

@@ -191,7 +191,7 @@ def hand_over_key() -> Executable:
 
 @cache
 def claim() -> Executable:
-    """Lease due jobs. Parameters: `names`, `wedged_ids`, `held_ids` (batches), where to begin (`after_priority`,
+    """Lease due jobs. Parameters: `names`, `running_ids`, `held_ids` (batches), where to begin (`after_priority`,
     `after_due`, `after_id`), `suspects_from`, `suspects_below`, `wanted`, `ahead`, `bytes_ahead`, `worker`, `lease`.
 
     Up to `wanted` jobs for free pullers, and up to `ahead` more that never lost a lease, of at most `bytes_ahead` bytes
@@ -205,7 +205,7 @@ def claim() -> Executable:
             select(row_pointer().label("pointer"), suspicion.label("suspicion"), text_size(JOB.data).label("size")),
             suspicion >= bindparam("suspects_from", type_=Integer()),
             suspicion < bindparam("suspects_below", type_=Integer()),
-            not_(member_of(JOB.id, _text("wedged_ids"))),
+            not_(member_of(JOB.id, _text("running_ids"))),
             # A row that nobody holds is not compared with the long list: it would double the cost of a claim.
             or_(JOB.worker_id.is_(None), not_(member_of(JOB.id, _text("held_ids")))),
         )
@@ -391,6 +391,12 @@ def still_ours() -> Executable:
         JOB.claim_no == batch.claim_no,
         JOB.worker_id == bindparam("worker", type_=Uuid()),
     )
+
+
+@cache
+def stored() -> Executable:
+    """Whether there is a job, whoever holds it. Parameters: `job_id`. Returns its id."""
+    return select(JOB.id).where(JOB.id == bindparam("job_id", type_=BIGINT))
 
 
 @cache

@@ -17,7 +17,7 @@ from operator import attrgetter
 from typing import Any, TypeVar, cast
 from uuid import UUID
 
-from sqlalchemy import Connection, Engine, ExceptionContext, Executable, Row, event
+from sqlalchemy import Connection, Engine, Executable, Row
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -79,7 +79,6 @@ class Store:
         self.embedded = clone.dialect.name == "sqlite"
         if self.embedded:
             _sqlite.prepare(clone)
-        event.listen(clone, "handle_error", _leave_wrong_server)
         clone.update_execution_options(**sync_engine.get_execution_options())
         self._engine = AsyncEngine(clone)
         if self.embedded:
@@ -122,7 +121,7 @@ class Store:
         ahead: int = 0,
         bytes_ahead: int = 0,
         after: Place | None = None,
-        wedged: Iterable[int] = (),
+        running: Iterable[int] = (),
         held: Iterable[int] = (),
         suspects_from: int = 0,
         suspects_below: int = NO_LIMIT,
@@ -136,7 +135,7 @@ class Store:
             self._claim,
             {
                 "names": self._names,
-                "wedged_ids": as_batch(wedged),
+                "running_ids": as_batch(running),
                 "held_ids": as_batch(held),
                 **_behind(after),
                 "suspects_from": suspects_from,
@@ -263,8 +262,11 @@ class Store:
         """After a commit whose reply was lost: whether it took place; `None` when the job is not ours any more."""
         status = (await self._held([claimed])).get(claimed.job.id)
         if status is None:
-            return True if self._delete_completed else None
+            return True if self._delete_completed and not await self._is_stored(claimed) else None
         return status != READY
+
+    async def _is_stored(self, claimed: Claimed) -> bool:
+        return bool(await self._read(_statements.stored(), {"job_id": claimed.job.id}))
 
     # --- leases and sweep ---------------------------------------------------------------------------------------------
 
@@ -346,28 +348,34 @@ class Store:
             return await self._bounded(transaction)
 
     async def _bounded(self, transaction: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        if self.embedded:
+            return await self._whole(transaction)
         began = time.monotonic()
-        if not self.embedded:
-            try:
-                async with asyncio.timeout(self._patience):
-                    result = await transaction()
-            except TimeoutError as error:  # it would show in the log without a word
-                raise TimeoutError(f"no answer within {self._patience:g} s") from error
-            self.round_trip = min(time.monotonic() - began, 1.01 * self.round_trip)
-            return result
-        # A cancelled SQLite statement leaks its lock, so it is let run to its end; `busy_timeout` bounds it.
+        try:
+            # Twice: a cancelled ping of the pool goes on to roll back, on a connection that may never answer.
+            async with asyncio.timeout(self._patience + 1.0), asyncio.timeout(self._patience):
+                result = await transaction()
+        except TimeoutError as error:  # it would show in the log without a word
+            self._renew_pool()  # what else is in it is as old, and each would take as long to be given up
+            raise TimeoutError(f"no answer within {self._patience:g} s") from error
+        except DBAPIError as error:
+            if sqlstate(error) == READ_ONLY:
+                self._renew_pool()  # the server is a standby now: its connections live, but are of no use
+            raise
+        self.round_trip = min(time.monotonic() - began, 1.01 * self.round_trip)
+        return result
+
+    def _renew_pool(self) -> None:
+        self._engine.sync_engine.pool._invalidate_time = time.time()  # noqa: SLF001 - there is no public way
+
+    async def _whole(self, transaction: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """A cancelled SQLite statement leaks its lock, so it is let run to its end; `busy_timeout` bounds it."""
         task = asyncio.create_task(transaction(), name="queue_kit: SQLite transaction")
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             await asyncio.wait({task})
             raise
-
-
-def _leave_wrong_server(context: ExceptionContext) -> None:
-    """A server that turned read-only is a standby now: its pooled connections live, but are of no use."""
-    if sqlstate(context.original_exception) == READ_ONLY:
-        context.is_disconnect = True  # so that the whole pool is renewed
 
 
 def _behind(after: Place | None) -> dict[str, Any]:

@@ -43,6 +43,16 @@ def is_connection_lost(error: BaseException) -> bool:
     )
 
 
+def is_server_trouble(error: BaseException) -> bool:
+    """Whether the database could serve nobody: no connection, memory or disk is left, or it turned read-only."""
+    if not isinstance(error, DBAPIError):
+        return False
+    state = sqlstate(error)
+    if state is not None:
+        return state.startswith(("53", "58")) or state == READ_ONLY
+    return _sqlite_code(error) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM)
+
+
 def is_transient(error: BaseException) -> bool:
     """Whether trying again later may help without anybody mending anything."""
     if is_connection_lost(error):
@@ -51,9 +61,12 @@ def is_transient(error: BaseException) -> bool:
         state = sqlstate(error)
         if state is not None:
             return state.startswith(_CLASSES) or state in _STATES
-        code = getattr(error.orig, "sqlite_errorcode", None)
-        return code is not None and code & 0xFF in _SQLITE_CODES  # the low byte of an extended code
+        return _sqlite_code(error) in _SQLITE_CODES
     return isinstance(error, InvalidRequestError) and "invalid transaction" in str(error)
+
+
+def _sqlite_code(error: DBAPIError) -> int:
+    return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF  # the low byte of an extended code
 
 
 def _is_driver_trouble(error: DBAPIError) -> bool:

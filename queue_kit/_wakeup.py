@@ -57,7 +57,8 @@ class Listener:
 
     async def _listen(self) -> None:
         self._broken.clear()
-        async with asyncio.timeout(PROBE_TIMEOUT):
+        # Twice: a cancelled ping of the pool goes on to roll back, on a connection that may never answer.
+        async with asyncio.timeout(PROBE_TIMEOUT + 1.0), asyncio.timeout(PROBE_TIMEOUT):
             connection = await self._engine.connect()
         driver: Any = None
         try:

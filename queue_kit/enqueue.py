@@ -7,14 +7,20 @@ from datetime import datetime
 from typing import Any, overload
 
 from sqlalchemy import Engine, Executable, Row
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util import greenlet_spawn
 
 from queue_kit import _statements, hooks
 from queue_kit._database import Database, check_database, own_commit
+from queue_kit._transient import sqlstate
 from queue_kit.errors import InvalidJob
 from queue_kit.job import DEFAULT_PRIORITY, NewJob, Seconds
+
+DEADLOCK = "40P01"
+DEADLOCKS = 3
+"""How often an insert of our own is sent again that the database chose to end a deadlock with: nothing was stored."""
 
 HELD_JOB = "queue_kit.held_job"
 """Where a handler's session keeps, in its `info`, the unique key of the job it runs and the parameters of its fence."""
@@ -106,6 +112,12 @@ def _insert_alone(engine: Engine, batch: Mapping[str, str], what: str) -> Sequen
         if engine.dialect.name == "postgresql":
             connection.execution_options(isolation_level="AUTOCOMMIT")  # of this connection, until it goes back
             with own_commit(what):
+                for _ in range(DEADLOCKS):
+                    try:
+                        return connection.execute(_statements.insert_jobs(), batch).all()
+                    except DBAPIError as error:  # somebody holds our keys, and waits for one of them
+                        if sqlstate(error) != DEADLOCK:
+                            raise
                 return connection.execute(_statements.insert_jobs(), batch).all()
         rows = connection.execute(_statements.insert_jobs(), batch).all()
         with own_commit(what):

@@ -25,6 +25,7 @@ from queue_kit._run import Limits
 from queue_kit._session import LazySession, Sessions
 from queue_kit._standalone import run_until_signal
 from queue_kit._store import Store
+from queue_kit._transient import READ_ONLY, sqlstate
 from queue_kit.errors import ConfigurationError
 from queue_kit.handlers import Handlers, as_handlers
 from queue_kit.hooks import Observers
@@ -234,10 +235,15 @@ class QueueWorker:
         try:
             await store.greet(f"pid {os.getpid()}", self._handlers)
             await sessions.probe()
-        except BaseException:
+        except BaseException as error:
             with suppress(Exception):
                 await store.depart()
             await store.dispose()
+            if sqlstate(error) == READ_ONLY:
+                raise ConfigurationError(
+                    "this database is read-only: a worker needs the primary, not a replica of it; with several hosts "
+                    "in the URL, add target_session_attrs=read-write"
+                ) from error
             raise
         return Crew(
             store,

@@ -100,7 +100,7 @@ async def test_a_worker_claims_the_names_it_is_told_to(engine, jobs, ran, option
     assert ran == [ids[name] for name in claimed]
 
 
-async def test_a_name_without_a_handler_is_left_alone_and_blocks_nobody(engine, jobs, ran):
+async def test_i7_a_name_without_a_handler_is_left_alone_and_blocks_nobody(engine, jobs, ran):
     unknown, known = await add_jobs(engine, [NewJob("unknown", priority=0), NewJob("a")])
     assert (await QueueWorker(engine, jobs).drain())["completed"] == 1
     assert ran == [known]
@@ -134,7 +134,7 @@ UNTYPED = {
 
 
 @pytest.mark.parametrize("garbage", UNTYPED.values(), ids=UNTYPED.keys())
-async def test_a_row_that_cannot_be_read_fails_with_a_reason_and_blocks_nobody(sqlite_engine, jobs, ran, garbage):
+async def test_i3_a_row_that_cannot_be_read_fails_with_a_reason_and_blocks_nobody(sqlite_engine, jobs, ran, garbage):
     bad, good = await add_jobs(sqlite_engine, [NewJob("a", priority=0), NewJob("b")])
     await raw(sqlite_engine, f"UPDATE queue_kit_job SET {garbage} WHERE id = :id", id=bad)
     counts = await asyncio.wait_for(QueueWorker(sqlite_engine, jobs, parallel_count=2).drain(), 15)

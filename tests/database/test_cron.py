@@ -548,7 +548,7 @@ async def test_no_successor_comes_before_the_last_try(engine, jobs):
     assert seen == [1, 2]
 
 
-async def test_missed_ticks_coalesce_into_one(engine, jobs):
+async def test_t8_missed_ticks_coalesce_into_one(engine, jobs):
     seen = []
 
     @jobs.handler("a")

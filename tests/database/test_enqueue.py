@@ -104,7 +104,7 @@ async def test_any_json_value_may_be_the_data(engine):
 
 
 @pytest.mark.parametrize("way", ["session", "connection"])
-async def test_a_rolled_back_job_never_existed(engine, way):
+async def test_c6_a_rolled_back_job_never_existed(engine, way):
     with contextlib.suppress(ZeroDivisionError):
         async with reach(engine, way) as db:
             one = await add_job(db, "a", unique_key="k")
@@ -249,7 +249,7 @@ async def test_every_way_in_places_the_job_by_its_due_time(engine, jobs):
     assert {row.scheduled_at for row in await rows(engine, JobRow.state == "scheduled")} == {future}
 
 
-async def test_every_way_in_is_undone_by_the_callers_rollback(engine):
+async def test_c6_every_way_in_is_undone_by_the_callers_rollback(engine):
     for way_in in WAYS_IN:
         async with AsyncSession(engine) as session:
             await way_in(session, None)
@@ -395,7 +395,7 @@ async def test_a_job_that_will_be_retried_keeps_its_key(engine, jobs):
     assert await add_job(engine, "fail", unique_key="k") is None
 
 
-async def test_concurrent_bulk_inserts_of_the_same_keys_never_deadlock(engine):
+async def test_c5_concurrent_bulk_inserts_of_the_same_keys_never_deadlock(engine):
     keys = [f"key-{number}" for number in range(150)]
     stored: list[list[int | None]] = []
 

@@ -450,7 +450,7 @@ async def test_a_payload_that_no_longer_fits_fails_the_job_without_a_call(engine
         assert "secret" not in error["message"]
 
 
-async def test_a_type_that_grew_a_default_still_reads_older_jobs(engine, jobs):
+async def test_i7_a_type_that_grew_a_default_still_reads_older_jobs(engine, jobs):
     seen = []
 
     @jobs.handler("email")

@@ -315,7 +315,7 @@ async def locked(engine: AsyncEngine, job_id: int) -> AsyncIterator[AsyncConnect
         yield connection
 
 
-async def test_a_job_whose_row_is_locked_keeps_its_lease_and_so_do_its_neighbours(pg_engine):
+async def test_d7_a_job_whose_row_is_locked_keeps_its_lease_and_so_do_its_neighbours(pg_engine):
     gate, hook = Gate(), Recorder()
     first, second = await add_jobs(pg_engine, [NewJob("long")] * 2)
     async with QueueWorker(pg_engine, {"long": gate.__call__}, parallel_count=2, lease=SHORT, hooks=[hook]):
@@ -334,7 +334,7 @@ async def test_a_job_whose_row_is_locked_keeps_its_lease_and_so_do_its_neighbour
 
 
 @pytest.mark.parametrize("way", ["completed", "failed", "retried", "snoozed"])
-async def test_an_ending_whose_row_is_locked_waits_and_the_others_do_not(pg_engine, way):
+async def test_d7_an_ending_whose_row_is_locked_waits_and_the_others_do_not(pg_engine, way):
     ends = {"failed": Discard("no"), "snoozed": Snooze(600), "retried": ValueError("again")}
     jobs, gate, hook = Handlers(), asyncio.Event(), Recorder()
 

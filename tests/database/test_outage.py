@@ -170,7 +170,7 @@ async def test_a_handler_that_loses_its_connection_runs_again_and_no_try_is_coun
 
 
 @pytest.mark.parametrize("delivered", [True, False])
-async def test_a_completion_whose_commit_has_no_reply_is_read_again(away, pg_engine, delivered):
+async def test_n5_a_completion_whose_commit_has_no_reply_is_read_again(away, pg_engine, delivered):
     proxy, engine = away
     await make_effects(pg_engine)
     begun = []
@@ -197,7 +197,7 @@ async def test_a_completion_whose_commit_has_no_reply_is_read_again(away, pg_eng
 
 @pytest.mark.parametrize("delivered", [True, False])
 @pytest.mark.parametrize("keep", [True, False])
-async def test_a_batch_of_endings_that_has_no_reply_is_written_once(away, pg_engine, delivered, keep):
+async def test_n5_a_batch_of_endings_that_has_no_reply_is_written_once(away, pg_engine, delivered, keep):
     proxy, engine = away
     gate, hook = Gate(), Recorder()
     ids = await add_jobs(pg_engine, [NewJob("long")] * 5)
@@ -336,7 +336,7 @@ async def test_a_listener_that_is_ended_listens_again_and_the_poll_finds_what_it
     assert hook.states == ["started", "stopping", "stopped"]
 
 
-async def test_a_half_open_listener_is_found_by_its_probe(away, pg_engine, monkeypatch, caplog):
+async def test_n3_a_half_open_listener_is_found_by_its_probe(away, pg_engine, monkeypatch, caplog):
     monkeypatch.setattr("queue_kit._wakeup.PROBE_EVERY", 0.1)
     monkeypatch.setattr("queue_kit._wakeup.PROBE_TIMEOUT", 0.5)
     proxy, through = away

@@ -87,7 +87,7 @@ def claim(*, wanted: int = 50, ahead: int = 0, after: Place | None = None, held:
         _statements.claim(),
         {
             "names": as_batch(NAMES),
-            "wedged_ids": as_batch([]),
+            "running_ids": as_batch([]),
             "held_ids": as_batch(range(1, held + 1)),
             "after_priority": priority,
             "after_due": due,

@@ -211,7 +211,7 @@ WHATEVER = {
 
 
 @pytest.mark.parametrize(("error", "kind", "message"), WHATEVER.values(), ids=WHATEVER.keys())
-async def test_whatever_a_handler_raises_is_a_failed_try_and_harms_no_other_job(engine, error, kind, message):
+async def test_i4_whatever_a_handler_raises_is_a_failed_try_and_harms_no_other_job(engine, error, kind, message):
     later = Failing(times=0)
     job_id = await add_job(engine, "raises", priority=0, max_retry_count=2)
     await add_job(engine, "later")

@@ -313,7 +313,7 @@ async def test_one_job_wakes_with_one_claim_however_many_pullers_wait(engine):
     assert await count_jobs(engine, JobRow.is_complete) == 2
 
 
-async def test_one_job_costs_ten_idle_workers_about_one_claim_each(pg_engine):
+async def test_c7_one_job_costs_ten_idle_workers_about_one_claim_each(pg_engine):
     claims = []
 
     def sent(_connection, _cursor, statement, *_):

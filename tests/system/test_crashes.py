@@ -84,7 +84,7 @@ async def complete(engine: AsyncEngine) -> int:
     return await count_jobs(engine, JobRow.is_complete)
 
 
-async def test_killed_workers_do_every_effect_exactly_once(engine, database_url):
+async def test_p1_killed_workers_do_every_effect_exactly_once(engine, database_url):
     count = 60
     ids = await add_jobs(engine, [NewJob("write", max_retry_count=20)] * count)
     kills = 0
@@ -103,7 +103,7 @@ async def test_killed_workers_do_every_effect_exactly_once(engine, database_url)
     assert await count_jobs(engine, JobRow.retry_count > 0) == 0
 
 
-async def test_another_worker_starts_a_killed_workers_job_within_a_lease_and_a_poll(engine, database_url, tmp_path):
+async def test_p1_another_worker_starts_a_killed_workers_job_within_a_lease_and_a_poll(engine, database_url, tmp_path):
     lease, poll, margin = timedelta(seconds=1), timedelta(seconds=1.5), timedelta(seconds=2)
     done = tmp_path / "done"
     job_id = await add_job(engine, "freeze", {"until": str(done)})
@@ -135,7 +135,7 @@ async def reached(engine: AsyncEngine, count: int, *, seconds: float = 40.0) -> 
 
 
 @pytest.mark.parametrize("wakes", ["while the other runs", "after the other has finished"])
-async def test_a_worker_frozen_past_its_lease_commits_nothing_when_it_wakes(engine, database_url, tmp_path, wakes):
+async def test_p5_a_worker_frozen_past_its_lease_commits_nothing_when_it_wakes(engine, database_url, tmp_path, wakes):
     end = tmp_path / "end"
     job_id = await add_job(engine, "freeze", {"until": str(end)}, max_retry_count=9)
     async with crowd(database_url, 1.0) as workers:
@@ -184,7 +184,7 @@ async def test_a_handler_that_ends_its_process_fails_in_the_end_and_its_neighbou
     assert {(await row_of(engine, job_id)).state for job_id in neighbours} == {JobState.completed}
 
 
-async def test_many_processes_register_and_run_the_same_cron_jobs_and_no_tick_runs_twice(engine, database_url):
+async def test_t7_many_processes_register_and_run_the_same_cron_jobs_and_no_tick_runs_twice(engine, database_url):
     async with crowd(database_url, 1.0, "cron") as workers:
         processes = await workers.start(8)
         await reached(engine, 20, seconds=60)

@@ -156,7 +156,7 @@ async def completed(engine: AsyncEngine, *job_ids: int | None) -> None:
 # --- how a worker hears of jobs ---------------------------------------------------------------------------------------
 
 
-async def test_a_worker_that_listens_directly_starts_and_cancels_jobs_at_once(pooled, pg_engine):
+async def test_n8_a_worker_that_listens_directly_starts_and_cancels_jobs_at_once(pooled, pg_engine):
     gate, recorder = Gate(), Recorder()
     never = {"poll_interval": 600, "lease": 600}
     handlers = {"write": write, "gate": gate}
@@ -180,7 +180,7 @@ async def test_a_worker_whose_listen_hears_nothing_says_so(pooled, caplog):
 
 
 @pytest.mark.parametrize("listen", [False, True], ids=["polling", "a LISTEN that hears nothing"])
-async def test_without_a_direct_listener_polling_starts_the_jobs(pooled, pg_engine, listen):
+async def test_n8_without_a_direct_listener_polling_starts_the_jobs(pooled, pg_engine, listen):
     async with QueueWorker(pooled, {"write": write}, listen=listen, poll_interval=0.1, parallel_count=3):
         ids = [await add_job(pooled, "write") for _ in range(5)]
         await completed(pg_engine, *ids)
@@ -277,7 +277,7 @@ async def test_the_command_line_needs_no_arguments_for_a_pooler(bouncer, postgre
 # --- many processes, and a pooler that is killed ----------------------------------------------------------------------
 
 
-async def test_nothing_is_lost_or_done_twice_when_the_pooler_is_killed_under_load(
+async def test_n8_nothing_is_lost_or_done_twice_when_the_pooler_is_killed_under_load(
     bouncer, pooled, pg_engine, postgres_url
 ):
     await raw(pg_engine, "CREATE TABLE ordered (job_id BIGINT)")

@@ -80,7 +80,7 @@ async def nothing_is_held(engine: AsyncEngine, *job_ids: int) -> bool:
 
 
 @pytest.mark.parametrize("number", [TERM, INT])
-async def test_a_signal_finishes_what_runs_and_starts_nothing_more(engine, database_url, number):
+async def test_p6_a_signal_finishes_what_runs_and_starts_nothing_more(engine, database_url, number):
     first, second = await add_job(engine, "work"), await add_job(engine, "work")
     async with worker(database_url, "finishes", grace=LONG) as process:
         await process.until_it_says("running")
@@ -107,7 +107,7 @@ MOMENTS = ["connect:1", "checkin:1", "connect:2", "checkin:2", "checkout:3", "ch
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-async def test_a_signal_during_the_start_is_not_lost_and_ends_it_cleanly(engine, database_url, moment):
+async def test_p9_a_signal_during_the_start_is_not_lost_and_ends_it_cleanly(engine, database_url, moment):
     job_id = await add_job(engine, "work")
     async with worker(database_url, "endless", signal_at=moment, grace=0.1) as process:
         await process.until_it_says("signalled")
@@ -116,7 +116,7 @@ async def test_a_signal_during_the_start_is_not_lost_and_ends_it_cleanly(engine,
     assert await nothing_is_held(engine, job_id)
 
 
-async def test_a_signal_ends_a_start_whose_database_says_nothing():
+async def test_p9_a_signal_ends_a_start_whose_database_says_nothing():
     connected = asyncio.Event()
 
     async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -138,7 +138,7 @@ SECOND = [(TERM, TERM, 128 + 15), (INT, INT, 128 + 2), (TERM, INT, 128 + 2), (IN
 
 
 @pytest.mark.parametrize(("first", "second", "status"), SECOND)
-async def test_a_second_signal_leaves_at_once(engine, database_url, first, second, status):
+async def test_p8_a_second_signal_leaves_at_once(engine, database_url, first, second, status):
     job_id = await add_job(engine, "work")
     async with worker(database_url, "endless", grace=LONG, cancel_grace=LONG) as process:
         await process.until_it_says("running")
@@ -151,7 +151,7 @@ async def test_a_second_signal_leaves_at_once(engine, database_url, first, secon
 
 
 @pytest.mark.parametrize(("handler", "status"), [("endless", 0), ("refuses", 1), ("stuck", 1)])
-async def test_after_the_grace_a_job_is_cut_off_and_given_back(engine, database_url, handler, status):
+async def test_p7_after_the_grace_a_job_is_cut_off_and_given_back(engine, database_url, handler, status):
     job_id = await add_job(engine, "work")
     async with worker(database_url, handler, grace=0.2, cancel_grace=0.5) as process:
         await process.until_it_says("running")
@@ -178,7 +178,9 @@ BLOCKING = ["sleeps", "waits in C"]
 
 
 @pytest.mark.parametrize("handler", BLOCKING)
-async def test_a_second_signal_leaves_at_once_even_when_a_handler_blocks_the_event_loop(engine, database_url, handler):
+async def test_p8_a_second_signal_leaves_at_once_even_when_a_handler_blocks_the_event_loop(
+    engine, database_url, handler
+):
     await add_job(engine, "work")
     async with worker(database_url, handler, grace=LONG, cancel_grace=LONG) as process:
         await process.until_it_says("running")

@@ -336,13 +336,13 @@ ERRORS = {
 
 
 @pytest.mark.parametrize(("error", "kept"), ERRORS.values(), ids=ERRORS.keys())
-async def test_any_error_leaves_a_record_that_can_be_stored_and_is_bounded(error, kept):
+async def test_i4_any_error_leaves_a_record_that_can_be_stored_and_is_bounded(error, kept):
     record = (await outcome_of(raising(error))).error
     assert kept in record["message"]
     check_storable(record)
 
 
-async def test_a_message_of_50_mb_keeps_its_head_and_its_tail():
+async def test_i4_a_message_of_50_mb_keeps_its_head_and_its_tail():
     record = (await outcome_of(raising(ValueError("head" + "x" * 50_000_000 + "tail")))).error
     assert (record["message"][:4], record["message"][-4:]) == ("head", "tail")
     assert record["traceback"].startswith("Traceback")

@@ -281,7 +281,7 @@ def test_minutes_of_every_hour_never_miss_a_real_interval(place: tuple[str, date
         ("Asia/Beirut", 2022, "30 0 * * *"),
     ],
 )
-def test_a_fixed_hour_runs_once_each_local_day(zone: str, year: int, expression: str) -> None:
+def test_t6_a_fixed_hour_runs_once_each_local_day(zone: str, year: int, expression: str) -> None:
     first = date(year, 1, 1)
     year_long = ticks(
         schedule(expression, zone), at(f"{first} 00:00", zone) - MICROSECOND, at(f"{year}-12-31 23:59", zone)

@@ -1,0 +1,92 @@
+"""What the tests of upgrades share: a folder of revisions that has one more than ours, and a process of the next
+version that migrates, can be stopped half-way, and tells how it ended.
+"""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import NamedTuple
+
+from queue_kit import migrate
+
+HERE = Path(__file__).parent
+
+
+class Ended(NamedTuple):
+    status: int
+    output: str
+    errors: str
+
+
+class Next:
+    """The next version of the library, on one database."""
+
+    def __init__(self, folder: Path, url: str) -> None:
+        self.folder = shutil.copytree(
+            migrate.script_location(), folder / "revisions", ignore=shutil.ignore_patterns("__pycache__")
+        )
+        shutil.copy(HERE / "revision_0002.py", self.folder / "versions" / "0002_next.py")
+        self._url = url
+
+    async def run(self, command: str = "migrate", *, lock_timeout: str = migrate.LOCK_TIMEOUT) -> Ended:
+        """Run one of its commands to the end."""
+        async with self.start(command, lock_timeout=lock_timeout) as process:
+            return await process.ended()
+
+    @contextlib.asynccontextmanager
+    async def start(
+        self, command: str = "migrate", *, lock_timeout: str = migrate.LOCK_TIMEOUT, pause: bool = False
+    ) -> AsyncIterator["Running"]:
+        """One of its commands as a process, which does not outlive the block."""
+        pipe = asyncio.subprocess.PIPE
+        environment = {**os.environ, "QUEUE_KIT_DATABASE_URL": self._url, "PAUSE": "yes" if pause else ""}
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, HERE / "migrating.py", self.folder, lock_timeout, command),
+            env=environment,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+        )
+        try:
+            yield Running(process)
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.communicate()
+
+
+class Running:
+    """A process of the next version."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self.pid = process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.returncode is None
+
+    async def half_way(self) -> None:
+        """Wait until the migration has done the first half of its work."""
+        assert self._process.stdout is not None
+        async with asyncio.timeout(30):
+            assert await self._process.stdout.readline() == b"half-way\n"
+
+    def go_on(self) -> None:
+        """Let it do the other half."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(b"\n")
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    async def ended(self) -> Ended:
+        """Wait for its end; what it said."""
+        async with asyncio.timeout(30):
+            output, errors = await self._process.communicate()
+        assert self._process.returncode is not None
+        return Ended(self._process.returncode, output.decode(), errors.decode())
