@@ -36,6 +36,9 @@ from queue_kit.job import Verdict
 
 _logger = logging.getLogger("queue_kit.worker")
 
+LEAVING = 0.3
+"""Seconds at most at the end of a stop that are kept for taking leave of the database."""
+
 TURN = 0.001
 """Seconds after which a puller lets others run, also when its handlers never suspend."""
 
@@ -179,6 +182,7 @@ class Crew:
         """Stop, in `grace + cancel_grace` at the latest; returns whether every handler has ended."""
         self._announce("stopping")
         deadline = time.monotonic() + grace + self._cancel_grace
+        leaving = min(max(self._cancel_grace / 4, 0.1), LEAVING)
         self.close()
         working = set(self._pullers)
         if self._claiming is not None and self._link.is_up:  # down, it would wait with nothing to give back
@@ -188,12 +192,12 @@ class Crew:
         for run in self._leases.runs():
             run.abort(ShuttingDown("the worker stops"), grace=self._cancel_grace * 0.6)
         if any(not task.done() for task in working):
-            await asyncio.wait(working, timeout=max(deadline - time.monotonic() - 0.1, 0.05))
+            await asyncio.wait(working, timeout=max(deadline - leaving - time.monotonic(), 0.05))
         with suppress(TimeoutError):
-            async with asyncio.timeout(max(deadline - time.monotonic() - 0.1, 0.05)):
+            async with asyncio.timeout(max(deadline - leaving - time.monotonic(), 0.05)):
                 await self.spine.flushed()
         self._leaving = asyncio.create_task(self._leave(), name="queue_kit: leave")
-        await asyncio.wait({self._leaving}, timeout=max(deadline - time.monotonic(), 0.5))
+        await asyncio.wait({self._leaving}, timeout=max(deadline - time.monotonic(), leaving))
         self._announce("stopped")
         return not self.spine.wedged
 
@@ -286,7 +290,7 @@ class Crew:
         self._announce("unhealthy" if exhausted else "healthy")
 
     def _probe(self) -> None:
-        self._pulse.nudge()
+        self._pulse.nudge(self._link.backoff())
 
     def _settled(self, ending: Ending) -> None:
         if ending.outcome.verdict in (Verdict.retried, Verdict.snoozed):

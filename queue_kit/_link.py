@@ -4,7 +4,9 @@ them probes, and everything goes on together. One log line a change, not one an 
 
 import asyncio
 import logging
+import math
 import random
+import time
 from collections.abc import Callable
 
 from queue_kit.job import printable
@@ -12,6 +14,10 @@ from queue_kit.job import printable
 _logger = logging.getLogger("queue_kit.worker")
 
 _LONGEST_WAIT = 2.0
+
+STEADY = 1.0
+"""Seconds that the database must have answered for until the next trouble counts as a new outage: a statement may fail
+for ever while the probe goes well."""
 
 
 def in_a_line(error: BaseException) -> str:
@@ -27,6 +33,7 @@ class Link:
         self._up = asyncio.Event()
         self._up.set()
         self._failures = 0
+        self._up_since = -math.inf
         self._on_change = on_change
         self._on_trouble = on_trouble
 
@@ -43,21 +50,23 @@ class Link:
         """An attempt failed; the probe will find out when to go on."""
         if self._up.is_set():
             self._up.clear()
+            if time.monotonic() - self._up_since > STEADY:
+                self._failures = 0
             _logger.warning("the database does not answer, waiting for it: %s", in_a_line(error))
             self._on_change("database_down")
             self._on_trouble()
 
     def answered(self) -> None:
         """The probe went well."""
-        self._failures = 0
         if not self._up.is_set():
             self._up.set()
+            self._up_since = time.monotonic()
             _logger.warning("the database answers again")
             self._on_change("database_up")
 
     def backoff(self) -> float:
-        """Seconds until the next probe: none at first, then up to two, with jitter."""
+        """Seconds until the next probe: none after the trouble and the first probe, then up to two, with jitter."""
         self._failures += 1
-        if self._failures == 1:
+        if self._failures <= 2:
             return 0.0
-        return min(0.5 * 2.0 ** (self._failures - 2), _LONGEST_WAIT) * (0.5 + random.random() / 2)  # noqa: S311
+        return min(0.5 * 2.0 ** (self._failures - 3), _LONGEST_WAIT) * (0.5 + random.random() / 2)  # noqa: S311
