@@ -11,7 +11,7 @@ import math
 import sys
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import suppress
 from contextvars import Context, copy_context
 from dataclasses import dataclass
@@ -270,13 +270,19 @@ def _error_record(claimed: Claimed, error: BaseException | None, reason: str | N
 def _hide_parameters(error: BaseException) -> None:
     """SQLAlchemy shows a failed statement with its parameters, among them what was in the payload: keep them out of
     the log and of the job's errors."""
-    at: BaseException | None = error
-    for _ in range(20):  # a chain may close on itself
-        if at is None:
-            return
-        if hasattr(at, "hide_parameters"):
-            at.hide_parameters = True
-        at = at.__cause__ or at.__context__
+    each: Any
+    for each in chain(error):
+        if hasattr(each, "hide_parameters"):
+            each.hide_parameters = True
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and what it was raised from."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _text_of(error: BaseException) -> str:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -23,6 +23,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from queue_kit import _statements
 from queue_kit._begin import begin
+from queue_kit._run import chain
 from queue_kit._transient import is_connection_lost, is_server_trouble
 from queue_kit.enqueue import HELD_JOB, hand_over_key
 from queue_kit.errors import ConfigurationError, JobAborted, LeaseLost, ShuttingDown, UnfencedCommit
@@ -212,17 +213,17 @@ class HandlerSession:
         """Whether the handler failed since this session's connection broke or could not be made, or since its database
         could serve nobody."""
         asked = self._held_since is not None or self._last_driver is not None
-        if asked and any(map(is_server_trouble, _chain(error))):
+        if asked and any(map(is_server_trouble, chain(error))):
             if self._driver is not None and self._pooled.is_valid:
                 self._pooled.invalidate(soft=True)  # the next to take it may find a better server
             return True
         if self._setting.embedded:
             return False
         if self._held_since is not None and not self._connected.is_set():
-            return any(map(is_connection_lost, _chain(error)))
+            return any(map(is_connection_lost, chain(error)))
         # A timeout alone may be the handler's own: the driver closes a connection whose statement was cancelled.
         closed = self._last_driver is not None and self._last_driver.is_closed()
-        return closed and any(is_connection_lost(each) for each in _chain(error) if not isinstance(each, TimeoutError))
+        return closed and any(is_connection_lost(each) for each in chain(error) if not isinstance(each, TimeoutError))
 
     async def commit(self, ending: Callable[[Execute], None]) -> None:
         """Commit the handler's writes together with the job's ending, which `ending` writes and fences with what
@@ -492,12 +493,3 @@ def _listen(target: Session | type[Session]) -> None:
 
 
 _listen(FencedSession)
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and what it was raised from."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
