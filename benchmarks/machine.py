@@ -35,6 +35,14 @@ def memory_mb(pid: int, *, peak: bool = True) -> float | None:
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(key)), None)
 
 
+def open_files(pid: int) -> int | None:
+    """How many files, sockets and pipes a process has open."""
+    try:
+        return sum(1 for _ in (PROC / str(pid) / "fd").iterdir())
+    except OSError:
+        return None
+
+
 def busy_seconds() -> float | None:
     """What all processors have spent on anything so far."""
     fields = [int(field) for field in _read(PROC / "stat").partition("\n")[0].split()[1:9]]

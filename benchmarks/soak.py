@@ -9,7 +9,6 @@ import asyncio
 import json
 import logging
 import multiprocessing
-import os
 import random
 import statistics
 import sys
@@ -190,7 +189,7 @@ class Soak:
         return Sample(
             minute=round(minute, 1),
             memory=machine.memory_mb(pid, peak=False),
-            files=len(os.listdir(f"/proc/{pid}/fd")) if machine.PROC.exists() else 0,  # noqa: PTH208
+            files=machine.open_files(pid) or 0,
             connections=await self._connections(connection),
             wait_p50=_quantile(waits, 0.5),
             wait_p95=_quantile(waits, 0.95),

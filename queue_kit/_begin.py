@@ -16,9 +16,9 @@ from queue_kit import _statements
 def begin(connection: Connection, *, isolation: str | None, statement_timeout: int | None) -> None:
     """Begin the transaction of a connection that SQLAlchemy takes for begun, with an isolation level and milliseconds
     for each statement; `None` is what the connection has."""
-    adapter: Any = connection.connection.dbapi_connection
     if isolation is None and statement_timeout is None:
         return
+    adapter: Any = connection.connection.dbapi_connection
     if _can_begin(adapter):
         _send_begin(connection, adapter, isolation, statement_timeout)
         return

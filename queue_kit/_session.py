@@ -214,8 +214,8 @@ class HandlerSession:
         could serve nobody."""
         asked = self._held_since is not None or self._last_driver is not None
         if asked and any(map(is_server_trouble, chain(error))):
-            if self._driver is not None and self._pooled.is_valid:
-                self._pooled.invalidate(soft=True)  # the next to take it may find a better server
+            if self._driver is not None:
+                self._renew_when_next_taken()  # which may find a better server
             return True
         if self._setting.embedded:
             return False
@@ -276,8 +276,7 @@ class HandlerSession:
         if self._driver is None:
             return None
         closing = None
-        if self._pooled.is_valid:
-            self._pooled.invalidate(soft=True)  # or SQLite's pool would hand it out again
+        self._renew_when_next_taken()  # or SQLite's pool would hand it out again
         if self._setting.embedded:
             self._interrupt()
             closing = self._driver.close()
@@ -285,6 +284,10 @@ class HandlerSession:
             self._driver.terminate()
         self._release()
         return closing
+
+    def _renew_when_next_taken(self) -> None:
+        if self._pooled.is_valid:
+            self._pooled.invalidate(soft=True)
 
     def _interrupt(self) -> None:
         if self._driver is not None:

@@ -173,7 +173,7 @@ class Spine:
             return Outcome(Verdict.released), False
         if is_connection_lost(error):
             return await self._reread(run, session, error)
-        return (run.broken_off(error) if session.broke(error) else run.failure(error)), False
+        return _refused(run, session, error), False
 
     async def _reread(self, run: Run, session: HandlerSession, error: BaseException) -> tuple[Outcome, bool]:
         """A commit without a reply: look what became of it. An outage fails nobody; a commit over its budget does."""
@@ -182,7 +182,7 @@ class Spine:
             return Outcome(Verdict.lost), True
         if committed:
             return SUCCESS, True
-        return (run.broken_off(error) if session.broke(error) else run.failure(error)), False
+        return _refused(run, session, error), False
 
     async def _close(self, session: HandlerSession) -> None:
         if session.busy:
@@ -296,6 +296,11 @@ class Spine:
         if not self._store.embedded:  # on SQLite a cancelled statement leaks its lock
             for task in self._background:
                 task.cancel()
+
+
+def _refused(run: Run, session: HandlerSession, error: BaseException) -> Outcome:
+    """What a commit leads to that was not made."""
+    return run.broken_off(error) if session.broke(error) else run.failure(error)
 
 
 def _limits_of_handler(handler: Handler[Any], worker: Limits) -> Limits:

@@ -10,7 +10,8 @@ _CLASSES = ("08", "28", "53", "57P", "58")
 errors."""
 READ_ONLY = "25006"
 LOCK_NOT_AVAILABLE = "55P03"
-_STATES = {READ_ONLY, "40001", "40P01", LOCK_NOT_AVAILABLE, "57014", "3D000"}
+DEADLOCK = "40P01"
+_STATES = {READ_ONLY, "40001", DEADLOCK, LOCK_NOT_AVAILABLE, "57014", "3D000"}
 """Read-only server, serialization, deadlock, lock timeout, statement timeout, database missing (a failover)."""
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, overload
 
-from sqlalchemy import Engine, Executable, Row
+from sqlalchemy import Connection, Engine, Executable, Row
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
@@ -14,11 +14,10 @@ from sqlalchemy.util import greenlet_spawn
 
 from queue_kit import _statements, hooks
 from queue_kit._database import Database, check_database, own_commit
-from queue_kit._transient import sqlstate
+from queue_kit._transient import DEADLOCK, sqlstate
 from queue_kit.errors import InvalidJob
 from queue_kit.job import DEFAULT_PRIORITY, NewJob, Seconds
 
-DEADLOCK = "40P01"
 DEADLOCKS = 3
 """How often an insert of our own is sent again that the database chose to end a deadlock with: nothing was stored."""
 
@@ -112,17 +111,22 @@ def _insert_alone(engine: Engine, batch: Mapping[str, str], what: str) -> Sequen
         if engine.dialect.name == "postgresql":
             connection.execution_options(isolation_level="AUTOCOMMIT")  # of this connection, until it goes back
             with own_commit(what):
-                for _ in range(DEADLOCKS):
-                    try:
-                        return connection.execute(_statements.insert_jobs(), batch).all()
-                    except DBAPIError as error:  # somebody holds our keys, and waits for one of them
-                        if sqlstate(error) != DEADLOCK:
-                            raise
-                return connection.execute(_statements.insert_jobs(), batch).all()
+                return _insert_at_once(connection, batch)
         rows = connection.execute(_statements.insert_jobs(), batch).all()
         with own_commit(what):
             connection.commit()
         return rows
+
+
+def _insert_at_once(connection: Connection, batch: Mapping[str, str]) -> Sequence[Row[Any]]:
+    deadlocks = 0
+    while True:
+        try:
+            return connection.execute(_statements.insert_jobs(), batch).all()
+        except DBAPIError as error:  # somebody may hold our keys, and wait for one of them
+            deadlocks += 1
+            if sqlstate(error) != DEADLOCK or deadlocks > DEADLOCKS:
+                raise
 
 
 def insert_jobs(jobs: Sequence[NewJob[Any]]) -> Executable:

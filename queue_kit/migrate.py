@@ -217,13 +217,17 @@ def take_turn(connection: Connection) -> None:
     """Wait until nobody else migrates this database, and keep others out until the transaction ends."""
     if connection.dialect.name == "postgresql":
         _lock(connection)
-        connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
+        _set_lock_timeout(connection, LOCK_TIMEOUT)
     else:
         # The engine may have begun, or not, as its listeners and its driver please.
         driver: Any = connection.connection.driver_connection
         if driver.in_transaction:
             connection.exec_driver_sql("ROLLBACK")
         connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _set_lock_timeout(connection: Connection, longest: str) -> None:
+    connection.execute(text(f"SET LOCAL lock_timeout = '{longest}'"))
 
 
 def _lock(connection: Connection) -> None:
@@ -278,9 +282,9 @@ def _lock_timeout(connection: Connection) -> Iterator[None]:
     if connection.dialect.name != "postgresql" or connection.scalar(text("SHOW lock_timeout")) != "0":
         yield
         return
-    connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
+    _set_lock_timeout(connection, LOCK_TIMEOUT)
     yield  # after an error there is nothing to give back: the transaction is lost, and its settings with it
-    connection.execute(text("SET LOCAL lock_timeout = 0"))
+    _set_lock_timeout(connection, "0")
 
 
 def _move(context: MigrationContext, to: int, *, down: bool, start: int | None = None) -> None:

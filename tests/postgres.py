@@ -35,7 +35,7 @@ def postgres(*, address: str = "", within: Sequence[str] = ()) -> Iterator[str]:
     another one, for root: the server's place.
     """
     identity = unprivileged()
-    binaries = _binaries(identity)
+    binaries = find_binaries(identity)
     root = Path(tempfile.mkdtemp(prefix="qk-pg-"))  # short, since a socket's path has about 100 characters
     try:
         if identity:
@@ -68,7 +68,8 @@ def unprivileged() -> dict[str, Any]:
     return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": ()}
 
 
-def _binaries(identity: dict[str, Any]) -> Path:
+def find_binaries(identity: dict[str, Any]) -> Path:
+    """The folder with a server's programs that this identity can run."""
     refused = []
     for folder in _candidates():
         if (folder / "initdb").exists() and (folder / "postgres").exists():

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import pytest
 from sqlalchemy import func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
@@ -66,6 +67,14 @@ async def effects(engine: AsyncEngine) -> list[int]:
     """The job ids in the table of effects."""
     async with engine.connect() as connection:
         return list((await connection.execute(text("SELECT job_id FROM effect ORDER BY job_id"))).scalars())
+
+
+DOWN, UP = "the database does not answer", "the database answers again"
+
+
+def changes(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What was logged of the database's coming and going, without its reasons."""
+    return [each for record in caplog.records for each in (DOWN, UP) if record.message.startswith(each)]
 
 
 class Recorder:

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from queue_kit import JobRow, JobState, LeaseLost, NewJob, QueueWorker, add_job, add_jobs, cancel_job, sqlite_engine
 from tests.database.running import Gate, listening, raw
 from tests.proxy import Proxy, through_proxy
-from tests.support import ADD_EFFECT, Recorder, count_jobs, effects, make_effects, move, row_of, until
+from tests.support import ADD_EFFECT, Recorder, changes, count_jobs, effects, make_effects, move, row_of, until
 
 QUICK = {"poll_interval": 0.05, "retry_delay": 0.05}
 
@@ -25,12 +25,6 @@ async def away(pg_engine: AsyncEngine) -> AsyncIterator[tuple[Proxy, AsyncEngine
     """A proxy and an engine through it; `pg_engine` sees the database also when that one does not."""
     async with through_proxy(pg_engine) as pair:
         yield pair
-
-
-def changes(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What was logged of the database's coming and going, without its reasons."""
-    found = ("the database does not answer", "the database answers again")
-    return [each for record in caplog.records for each in found if record.message.startswith(each)]
 
 
 async def note_effect(event, session, job):

@@ -14,11 +14,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from queue_kit import AmbiguousCommit, JobRow, JobState, add_job
-from tests.support import ADD_EFFECT, count_jobs, effects, until
+from tests.support import ADD_EFFECT, DOWN, UP, changes, count_jobs, effects, until
 
 QUICK = {"poll_interval": 0.1, "retry_delay": 0.05}
-
-DOWN, UP = "the database does not answer", "the database answers again"
 
 
 async def write(event: Any, session: Any, job: Any) -> None:
@@ -82,11 +80,6 @@ async def each_happened_once(engine: AsyncEngine, ledger: Ledger, *, tries_spent
     if not tries_spent:
         completed.append(JobRow.retry_count == 0)
     assert await count_jobs(engine, *completed) == len(ids)
-
-
-def changes(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What was logged of the database's coming and going, without its reasons."""
-    return [each for record in caplog.records for each in (DOWN, UP) if record.message.startswith(each)]
 
 
 def told_each_change_once(caplog: pytest.LogCaptureFixture, states: list[str]) -> None:

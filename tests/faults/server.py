@@ -15,7 +15,7 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from queue_kit import migrate
-from tests.postgres import SETTINGS, _binaries, postgres, unprivileged
+from tests.postgres import SETTINGS, find_binaries, postgres, unprivileged
 from tests.support import make_effects
 
 DURABLE = {"synchronous_commit": "on"}
@@ -26,7 +26,7 @@ class OwnServer:
     """One server, reached by its socket in `root`."""
 
     def __init__(self, root: Path, *, folder: str = "data", port: int = 5432) -> None:
-        self._binaries = _binaries(unprivileged())
+        self._binaries = find_binaries(unprivileged())
         self._root = root
         self._port = port
         self.data = root / folder
@@ -87,13 +87,19 @@ class OwnServer:
         async with admin.connect() as connection:
             await connection.exec_driver_sql(f"CREATE DATABASE {name}")
         await admin.dispose()
-        engine = create_async_engine(self.url.set(database=name), pool_pre_ping=True, **options)
-        try:
-            await migrate.upgrade(engine)
-            await make_effects(engine)
+        async with ready(create_async_engine(self.url.set(database=name), pool_pre_ping=True, **options)) as engine:
             yield engine
-        finally:
-            await engine.dispose()
+
+
+@contextlib.asynccontextmanager
+async def ready(engine: AsyncEngine) -> AsyncIterator[AsyncEngine]:
+    """An engine on an empty database, given all tables, and disposed of at the end."""
+    try:
+        await migrate.upgrade(engine)
+        await make_effects(engine)
+        yield engine
+    finally:
+        await engine.dispose()
 
 
 @contextlib.asynccontextmanager

@@ -17,20 +17,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, c
 
 from queue_kit import ConfigurationError, JobRow, JobState, NewJob, QueueWorker, add_job, add_jobs
 from tests.database.running import Gate, raw
-from tests.faults.running import (
-    DOWN,
-    QUICK,
-    UP,
-    adding,
-    all_complete,
-    changes,
-    each_happened_once,
-    told_each_change_once,
-    write,
-)
+from tests.faults.running import QUICK, adding, all_complete, each_happened_once, told_each_change_once, write
 from tests.faults.server import DURABLE, OwnServer, own_server, raw_autocommit
 from tests.proxy import Proxy, url_through
-from tests.support import ADD_EFFECT, Recorder, count_jobs, effects, make_effects, row_of, until
+from tests.support import ADD_EFFECT, DOWN, UP, Recorder, changes, count_jobs, effects, make_effects, row_of, until
 
 
 @pytest.fixture

@@ -14,30 +14,18 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from queue_kit import JobRow, JobState, NewJob, QueueWorker, add_job, add_jobs, migrate, sqlite_engine
+from queue_kit import JobRow, JobState, NewJob, QueueWorker, add_job, add_jobs, sqlite_engine
 from tests.conftest import Server
 from tests.database.running import Gate, raw
 from tests.faults.disk import filled, small_disk
 from tests.faults.running import QUICK, adding, all_complete, each_happened_once, told_each_change_once, write
-from tests.faults.server import own_server, raw_autocommit
-from tests.support import Recorder, count_jobs, effects, make_effects, row_of, until
+from tests.faults.server import own_server, raw_autocommit, ready
+from tests.support import Recorder, count_jobs, effects, row_of, until
 from tests.system.crowd import Member
 
 HERE = Path(__file__).parent
 
 PAD = "x" * 2_000
-
-
-@contextlib.asynccontextmanager
-async def on_file(path: Path) -> AsyncIterator[AsyncEngine]:
-    """An engine on an SQLite file, with all tables."""
-    engine = sqlite_engine(path)
-    try:
-        await migrate.upgrade(engine)
-        await make_effects(engine)
-        yield engine
-    finally:
-        await engine.dispose()
 
 
 @contextlib.asynccontextmanager
@@ -47,7 +35,7 @@ async def on_small_disk(
     """A small disk, and an engine on a database of that kind, all of which is on that disk."""
     if isinstance(database, Path):
         with small_disk("3m") as disk:
-            async with on_file(disk / "queue.db") as engine:
+            async with ready(sqlite_engine(disk / "queue.db")) as engine:
                 yield disk, engine
         return
     with small_disk("128m") as disk:
@@ -134,7 +122,7 @@ async def processes(count: int, script: str, *arguments: object) -> AsyncIterato
 
 async def test_d15_four_processes_that_write_into_one_file_lose_no_update(tmp_path):
     path = tmp_path / "queue.db"
-    async with on_file(path) as engine, processes(4, "counting.py", path) as workers:
+    async with ready(sqlite_engine(path)) as engine, processes(4, "counting.py", path) as workers:
         await raw(engine, "CREATE TABLE tally (n INTEGER)")
         await raw(engine, "INSERT INTO tally VALUES (0)")
         for worker in workers:
@@ -150,7 +138,7 @@ async def test_d15_four_processes_that_write_into_one_file_lose_no_update(tmp_pa
 async def test_d16_writers_that_are_killed_leave_a_sound_file_with_all_that_was_acknowledged(tmp_path):
     """Scaled: 30 kills instead of 200."""
     path, told = tmp_path / "queue.db", tmp_path / "acknowledged"
-    async with on_file(path) as engine:
+    async with ready(sqlite_engine(path)) as engine:
         async with processes(1, "killed.py", path, told, 16, 30) as (killer,):
             await until(lambda: killer.count("killed") == 30, seconds=40)
         assert await raw(engine, "PRAGMA integrity_check") == [("ok",)]

@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from queue_kit import JobRow, JobState, NewJob, QueueWorker, add_job, add_jobs
 from tests.database.running import Gate, raw, worker_rows
 from tests.faults.broken import Process, Processes, open_files, processes
+from tests.faults.running import all_complete
 from tests.support import Recorder, count_jobs, effects, make_effects, row_of, until
 
 LEASE = 1.0
@@ -36,13 +37,6 @@ async def workers(engine: AsyncEngine, database_url: str) -> AsyncIterator[Proce
 
 async def complete(engine: AsyncEngine) -> int:
     return await count_jobs(engine, JobRow.is_complete)
-
-
-async def all_complete(engine: AsyncEngine) -> None:
-    async def none_is_live() -> bool:
-        return await count_jobs(engine, ~JobRow.is_complete) == 0
-
-    await until(none_is_live)
 
 
 # --- P2, P3: it dies at a chosen moment -------------------------------------------------------------------------------
