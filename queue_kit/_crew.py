@@ -132,7 +132,7 @@ class Crew:
             self._serving(group, self._keep_leases, "queue_kit: renew leases")
             self._serving(group, self._pulse.serve, "queue_kit: pulse")
             if self.store.embedded:
-                self._unsubscribe = on_commit(self._engine, committing=self._wake, committed=self._pulse.nudge)
+                self._unsubscribe = on_commit(self._engine, committing=self._heard, committed=self._pulse.nudge)
             elif self._listen is not False:
                 engine = self.store.engine if self._listen is True else self._listen
                 self._sleep = Sleep(

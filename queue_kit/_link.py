@@ -69,4 +69,5 @@ class Link:
         self._failures += 1
         if self._failures <= 2:
             return 0.0
-        return min(0.5 * 2.0 ** (self._failures - 3), _LONGEST_WAIT) * (0.5 + random.random() / 2)  # noqa: S311
+        doublings = min(self._failures - 3, 2)  # up to the longest; a float holds no more than a thousand
+        return min(0.5 * 2.0**doublings, _LONGEST_WAIT) * (0.5 + random.random() / 2)  # noqa: S311

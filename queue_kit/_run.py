@@ -276,13 +276,18 @@ def _hide_parameters(error: BaseException) -> None:
             each.hide_parameters = True
 
 
-def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and what it was raised from."""
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """An exception, what it was raised from, and the members of the groups among these."""
     seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        each = waiting.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            yield each
+            waiting.append(each.__cause__ or each.__context__)
+            if isinstance(each, BaseExceptionGroup):
+                waiting.extend(each.exceptions)
 
 
 def _text_of(error: BaseException) -> str:

@@ -28,7 +28,7 @@ from queue_kit._transient import is_connection_lost, is_server_trouble
 from queue_kit.enqueue import HELD_JOB, hand_over_key
 from queue_kit.errors import ConfigurationError, JobAborted, LeaseLost, ShuttingDown, UnfencedCommit
 from queue_kit.event import AbortToken
-from queue_kit.job import Claimed
+from queue_kit.job import Claimed, printable
 from queue_kit.models import JobRow
 
 _logger = logging.getLogger("queue_kit.worker")
@@ -40,6 +40,9 @@ LONG_HOLD = 1.0
 
 QUIESCE_SECONDS = 15.0
 """Longer than SQLite's busy timeout, which bounds any statement that waits for another process."""
+
+LONGEST_TIMEOUT = 2**31 - 1
+"""Milliseconds that PostgreSQL takes for a timeout; a handler may have more, and then its statements have no limit."""
 
 _GUARD = "queue_kit.guard"
 """Where a handler's session keeps, in its `info`, its `HandlerSession`."""
@@ -333,7 +336,10 @@ class HandlerSession:
             if self._setting.embedded and held > LONG_HOLD:
                 job = self._claimed.job
                 _logger.warning(
-                    "job %s %s kept SQLite's write lock for %.1f s; other jobs waited", job.id, job.name, held
+                    "job %s %s kept SQLite's write lock for %.1f s; other jobs waited",
+                    job.id,
+                    printable(job.name),
+                    held,
                 )
 
     # --- the transaction ----------------------------------------------------------------------------------------------
@@ -398,9 +404,9 @@ class HandlerSession:
         self._committing = True
 
     def _time_left(self) -> int | None:
-        """The milliseconds that a statement has which begins now; `None`: what the database gives it is less."""
+        """The milliseconds that a statement has which begins now; `None`: as many as the database gives it."""
         left = self._token.deadline
-        if left is None or left * 1000 >= self._setting.statement_timeout:
+        if left is None or left * 1000 >= min(self._setting.statement_timeout, LONGEST_TIMEOUT):
             return None
         return max(math.ceil(left * 1000), 1)  # 0 would be for ever
 

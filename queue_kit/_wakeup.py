@@ -130,8 +130,8 @@ def on_commit(
 ) -> Callable[[], None]:
     """Have these called in this loop for each commit of the engine in this process; returns a function that ends it.
 
-    `committing` is called before: to see what is committed one must wait for the lock that the commit still holds.
-    `committed` is called after, when the connection goes back to its pool.
+    `committing` is called before: who waits for the lock that the commit still holds sees what is committed, who only
+    looks may come too early. `committed` is called after, when the connection goes back to its pool.
     """
     loop = asyncio.get_running_loop()
     mark = object()  # on a pooled connection: it has committed since it was taken

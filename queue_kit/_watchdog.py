@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from queue_kit._run import Run
+from queue_kit.job import printable
 
 _logger = logging.getLogger("queue_kit.worker")
 
@@ -21,7 +22,8 @@ LONGEST_BLOCK = 5.0
 """Seconds after which a blocked loop is reported, or a third of a lease when that is less: a renewal is late then."""
 
 A_MOMENT = 0.1
-"""Seconds in which a loop answers that stood still only because the whole process did."""
+"""Seconds by which a wait of this thread's own is late only when the whole process stood still; and in which a loop
+answers after that."""
 
 FRAMES = 20
 
@@ -57,9 +59,11 @@ class Watchdog:
             except RuntimeError:  # the loop is closed
                 return
             asked_at = time.monotonic()
-            if not self._answered.wait(self._longest) and not self._answered.wait(A_MOMENT):
+            answered = self._answered.wait(self._longest)
+            still = time.monotonic() - began - pause
+            if not answered and not (still > self._longest + A_MOMENT and self._answered.wait(A_MOMENT)):
                 self._report(asked_at)
-            elif (still := time.monotonic() - began - pause) > self._longest:  # this thread's own time passed too
+            elif still > self._longest:
                 _logger.warning(
                     "nothing ran in this process for %.1f s: it was suspended, or something kept the interpreter busy",
                     still,
@@ -80,7 +84,7 @@ class Watchdog:
             for run in self._runs():
                 # The first step of a handler may run before its task is known.
                 if run.task is task if run.task is not None else run.begun:
-                    return f"job {run.claimed.job.id} {run.claimed.job.name}"
+                    return f"job {run.claimed.job.id} {printable(run.claimed.job.name)}"
         return "a callback" if task is None else f"task {task.get_name()!r}"
 
     def _stack(self) -> str:

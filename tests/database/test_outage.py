@@ -139,7 +139,8 @@ async def test_a_job_that_is_cancelled_once_its_lease_lapsed_is_lost_for_the_wor
     assert (await row_of(pg_engine, job_id)).state is JobState.cancelled
 
 
-async def test_a_handler_that_loses_its_connection_runs_again_and_no_try_is_counted(away, pg_engine):
+@pytest.mark.parametrize("in_a_group", [False, True])
+async def test_a_handler_that_loses_its_connection_runs_again_and_no_try_is_counted(away, pg_engine, in_a_group):
     proxy, engine = away
     await make_effects(pg_engine)
     begun = []
@@ -149,6 +150,9 @@ async def test_a_handler_that_loses_its_connection_runs_again_and_no_try_is_coun
         await session.execute(ADD_EFFECT, {"job_id": job.id})
         if len(begun) == 1:
             proxy.cut()
+            if in_a_group:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(session.execute(text("SELECT 1")))
             await session.execute(text("SELECT 1"))
 
     job_id = await add_job(pg_engine, "write", max_retry_count=1)

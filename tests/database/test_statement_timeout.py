@@ -58,13 +58,14 @@ async def test_each_transaction_has_the_time_that_is_left_then(pg_engine):
         assert await timeout_of(session) == 0
 
 
-async def test_without_a_deadline_the_database_has_none_either(pg_engine):
+@pytest.mark.parametrize("deadline", [math.inf, 30 * 86_400.0])
+async def test_without_a_deadline_or_with_a_distant_one_the_database_has_none(pg_engine, deadline):
     seen: list[int] = []
 
     async def handler(event: Any, session: AsyncSession, job: Any) -> None:
         seen.append(await timeout_of(session))
 
-    await add_job(pg_engine, "a", handler_timeout=math.inf)
+    await add_job(pg_engine, "a", handler_timeout=deadline)
     await QueueWorker(pg_engine, {"a": handler}).drain()
     assert seen == [0]
 

@@ -216,6 +216,16 @@ async def test_what_is_scheduled_by_a_slow_commit_is_known_when_it_is_over(sqlit
     await engine.dispose()
 
 
+async def test_what_is_scheduled_on_a_connection_that_stays_open_is_known_too(engine):
+    hook = Recorder()
+    async with QueueWorker(engine, {"first": nothing, "work": nothing}, hooks=[hook], **NEVER):
+        await ready_to_wake(engine, hook)
+        async with engine.connect() as connection:
+            await add_job(connection, "work", delay=SOON)
+            await connection.commit()
+            await until(lambda: len(hook.settled) == 2)
+
+
 # --- operating --------------------------------------------------------------------------------------------------------
 
 

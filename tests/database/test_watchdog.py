@@ -52,6 +52,20 @@ async def test_a_handler_that_blocks_the_loop_is_named_with_its_stack(engine, jo
     assert "runs again" in reports(caplog, logging.WARNING)[0]
 
 
+async def test_a_block_is_not_taken_for_a_process_that_stood_still(engine, jobs, caplog, monkeypatch):
+    monkeypatch.setattr("queue_kit._watchdog.A_MOMENT", 600.0)  # however soon after its report a block ends
+
+    @jobs.handler("blocks")
+    async def blocks(event: Any, session: Any, job: Any) -> None:
+        block_until_reported(caplog)
+
+    async with QueueWorker(engine, jobs, lease=LEASE):
+        job_id = await add_job(engine, "blocks")
+        await until(lambda: reports(caplog))
+    assert reports(caplog)[0].startswith(f"job {job_id} blocks blocks the event loop")
+    assert "nothing ran in this process" not in caplog.text
+
+
 async def test_what_blocks_outside_of_a_job_is_told_apart(engine, jobs, caplog):
     @jobs.handler("waits")
     async def waits(event: Any, session: Any, job: Any) -> None:

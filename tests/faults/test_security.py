@@ -565,18 +565,27 @@ async def is_complete(engine: AsyncEngine, job_id: int) -> bool:
     return (await row_of(engine, job_id)).is_complete
 
 
-async def test_s8_a_handlers_failed_statement_does_not_log_the_payload(engine, caplog):
+@pytest.mark.parametrize("in_a_group", [False, True])
+async def test_s8_a_handlers_failed_statement_does_not_log_the_payload(engine, caplog, in_a_group):
     await raw(engine, "CREATE TABLE paid (card TEXT NOT NULL CHECK (card = ''))")
     jobs = Handlers()
 
     @jobs.handler("pay", max_retry_count=1)
     async def pay(event, session, job):
-        await session.execute(text("INSERT INTO paid VALUES (:card)"), {"card": job.data["card"]})
+        paying = session.execute(text("INSERT INTO paid VALUES (:card)"), {"card": job.data["card"]})
+        if in_a_group:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(paying)
+        else:
+            await paying
 
-    await add_job(engine, "pay", {"card": "4111-secret"})
+    job_id = await add_job(engine, "pay", {"card": "4111-secret"})
     assert (await QueueWorker(engine, jobs).drain())["failed"] == 1
-    assert "IntegrityError" in caplog.text
+    assert ("ExceptionGroup" if in_a_group else "IntegrityError") in caplog.text
     assert "4111-secret" not in caplog.text
+    (record,) = (await row_of(engine, job_id)).errors
+    assert "[parameters: (" not in record["traceback"]
+    assert "hide_parameters=True" in record["traceback"]
 
 
 async def test_s8_a_refused_cron_occurrence_does_not_log_the_payload(pg_engine, caplog):

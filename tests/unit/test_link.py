@@ -33,6 +33,12 @@ def test_the_pauses_between_probes_grow_to_two_seconds(link):
     assert all(1.0 <= pause <= 2.0 for pause in pauses[4:])
 
 
+def test_a_long_outage_is_asked_about_for_ever(link):
+    link.failed(OSError("gone"))
+    pauses = [link.backoff() for _ in range(2_000)]
+    assert all(1.0 <= pause <= 2.0 for pause in pauses[4:])
+
+
 def test_a_statement_that_always_fails_is_tried_less_and_less_often_though_the_probe_goes_well(link):
     for _ in range(8):
         link.failed(OSError("refused"))
