@@ -220,6 +220,7 @@ async def test_what_is_scheduled_on_a_connection_that_stays_open_is_known_too(en
     hook = Recorder()
     async with QueueWorker(engine, {"first": nothing, "work": nothing}, hooks=[hook], **NEVER):
         await ready_to_wake(engine, hook)
+        await asyncio.sleep(0.4)  # the looks that the first job brought are over
         async with engine.connect() as connection:
             await add_job(connection, "work", delay=SOON)
             await connection.commit()
