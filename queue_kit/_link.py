@@ -13,9 +13,8 @@ from queue_kit.job import printable
 
 _logger = logging.getLogger("queue_kit.worker")
 
-_LONGEST_WAIT = 2.0
-_LEASE_PART = 0.1
-"""Of a lease may pass at most between two probes: leases must be renewed soon after the database is back."""
+LONGEST_WAIT = 2.0
+"""Seconds between two probes at most, or a third of a lease when that is less: as often as a lease is renewed."""
 
 STEADY = 1.0
 """Seconds that the database must have answered for until the next trouble counts as a new outage: a statement may fail
@@ -32,7 +31,7 @@ class Link:
     """The state of the worker's connection to its database."""
 
     def __init__(self, *, lease: float, on_change: Callable[[str], None], on_trouble: Callable[[], None]) -> None:
-        self._longest_wait = min(_LEASE_PART * lease, _LONGEST_WAIT)
+        self._longest_wait = min(lease / 3, LONGEST_WAIT)
         self._up = asyncio.Event()
         self._up.set()
         self._failures = 0
