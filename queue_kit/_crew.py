@@ -165,10 +165,12 @@ class Crew:
         """Work until nothing is due."""
         self._intake.thorough = True
         self.begin()
-        busy = True
+        delivered, busy = 0, True
         while busy:
             moved = await self._pulse.sweep() == 0
-            busy = await self._claims.run_dry(self._parallel_count) > 0 or moved or self._intake.holds_back
+            before, delivered = delivered, await self._claims.run_dry(self._parallel_count)
+            # What was delivered since is written only now, and may have come back to the queue.
+            busy = delivered > before or moved or self._intake.holds_back
             await self.spine.flushed()
 
     def close(self) -> None:
