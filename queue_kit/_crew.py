@@ -84,6 +84,7 @@ class Crew:
             sessions=sessions,
             observers=observers,
             on_settled=self._settled,
+            on_returned=self._wake,  # a puller that became free meanwhile may have looked too early
             on_wedged=self._count_wedged,
         )
         self._intake = Intake(

@@ -57,6 +57,7 @@ class Spine:
         sessions: Sessions,
         observers: Observers,
         on_settled: Callable[[Ending], None],
+        on_returned: Callable[[], None],
         on_wedged: Callable[[], None],
     ) -> None:
         self._handlers = handlers
@@ -69,6 +70,7 @@ class Spine:
         self._sessions = sessions
         self._observers = observers
         self._on_settled = on_settled
+        self._on_returned = on_returned
         self._on_wedged = on_wedged
         self._endings = Endings(lambda batch: self.persist(lambda: store.settle(batch)), self._settled)
         self._deadlines = Deadlines()
@@ -268,6 +270,7 @@ class Spine:
         """An ending is stored: the job is not held any more, and a run is reported."""
         self._leases.drop(ending.claimed)
         if ending.seconds is None:
+            self._on_returned()
             return
         self.counts[ending.outcome.verdict] += 1
         level = logging.WARNING if ending.outcome.verdict in _WORTH_A_WARNING else logging.INFO

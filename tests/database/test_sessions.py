@@ -165,13 +165,13 @@ async def test_an_unused_session_is_fenced_as_well(engine, jobs):
 async def test_every_commit_raises_once_the_token_is_aborted(engine, jobs):
     raised = []
 
-    @jobs.handler("aborted", timeout=0.05, max_retry_count=1)
+    @jobs.handler("aborted", timeout=1.0, max_retry_count=1)
     async def aborted(event, session, job):
+        await session.execute(ADD_EFFECT, {"job_id": job.id})
         try:
             await asyncio.sleep(60)
         except asyncio.CancelledError:
             try:
-                await session.execute(ADD_EFFECT, {"job_id": job.id})
                 await session.commit()
             except Exception as error:
                 raised.append(type(error).__name__)
