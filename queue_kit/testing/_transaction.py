@@ -24,7 +24,8 @@ async def rolled_back(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     """A connection whose transaction is rolled back in the end, whatever was committed inside of it.
 
     It is in a savepoint already, so that a plain `AsyncSession(connection)` commits to, and rolls back to, a savepoint
-    of its own: that is SQLAlchemy's default for a connection that is in one.
+    of its own: that is SQLAlchemy's default for a connection that is in one. Raises `AssertionError` in the end when
+    something has committed or rolled back the connection itself.
 
     >>> async def test_order(engine):
     ...     async with rolled_back(engine) as connection, AsyncSession(connection) as session:
@@ -32,10 +33,15 @@ async def rolled_back(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     ...         await session.commit()  # to the savepoint
     """
     async with engine.connect() as connection:
-        await connection.begin()
+        transaction = await connection.begin()
         await connection.begin_nested()
         try:
             yield connection
+            if not transaction.is_active:
+                raise AssertionError(
+                    "the transaction that was to be rolled back is over: something has called commit() or rollback() "
+                    "on the connection itself, not on a session; what was committed is still there"
+                )
         finally:
             await connection.rollback()
 
