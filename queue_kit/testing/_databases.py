@@ -42,8 +42,8 @@ class Databases:
     def open(self) -> Iterator[None]:
         """Have a template for as long as this lasts. Safe where an event loop runs, and where none does."""
         template = self._place("template")
-        _in_a_thread(self._make_template(template))
         try:
+            _in_a_thread(self._make_template(template))
             yield
         finally:
             _in_a_thread(self._remove(template))
@@ -52,8 +52,8 @@ class Databases:
     def fresh(self) -> Iterator[str]:
         """A copy of the template; yields its URL."""
         place = self._place(str(next(self._numbers)))
-        _in_a_thread(self._copy(place))
         try:
+            _in_a_thread(self._copy(place))
             yield self._url(place)
         finally:
             _in_a_thread(self._remove(place))
