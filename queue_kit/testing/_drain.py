@@ -17,7 +17,7 @@ from queue_kit._leases import Leases
 from queue_kit._link import Link
 from queue_kit._pace import Pace
 from queue_kit._run import Limits
-from queue_kit._session import FencedSession, Sessions
+from queue_kit._session import Sessions
 from queue_kit._spine import Spine
 from queue_kit.errors import ConfigurationError
 from queue_kit.handlers import Handlers, as_handlers
@@ -96,7 +96,7 @@ class _Drain:
         self._store = JoinedStore(connection, handlers)
         self._leases = Leases(self._store, protected=lambda: True)
         self._link = _Link()
-        make = _fenced_session if session_factory is None else session_factory
+        make = _plain_session if session_factory is None else session_factory
         self._sessions = Sessions(
             lambda: make(bind=connection, join_transaction_mode="create_savepoint"),
             worker_id=self._store.worker_id,
@@ -192,8 +192,8 @@ class _Link(Link):
             self.broken.set_result(error)
 
 
-def _fenced_session(**options: Any) -> AsyncSession:
-    return AsyncSession(sync_session_class=FencedSession, expire_on_commit=False, **options)
+def _plain_session(**options: Any) -> AsyncSession:
+    return AsyncSession(expire_on_commit=False, **options)
 
 
 def _nothing(*_: object) -> None:

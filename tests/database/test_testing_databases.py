@@ -1,7 +1,6 @@
 """The databases that pytest's plugin hands out."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import make_url, text
@@ -76,18 +75,3 @@ def test_a_server_that_cannot_serve_is_refused(server: str, problem: str, tmp_pa
     with pytest.raises(ConfigurationError, match=problem) as refused:
         Databases(server, tmp_path, None)
     assert "secret" not in str(refused.value)
-
-
-def test_the_plugin_offers_what_the_document_says() -> None:
-    import _queue_kit_pytest
-
-    fixtures: dict[str, Any] = {
-        name: each
-        for name, each in vars(_queue_kit_pytest).items()
-        if type(each).__name__ == "FixtureFunctionDefinition"
-    }
-    assert fixtures
-    assert all(name.lstrip("_").startswith("queue_kit_") and each.__doc__ for name, each in fixtures.items())
-    document = (Path(__file__).resolve().parents[2] / "docs/testing.md").read_text()
-    offered = {name for name in fixtures if not name.startswith("_")}
-    assert offered == {line.split("`")[1] for line in document.splitlines() if line.startswith("| `queue_kit_")}
