@@ -44,7 +44,7 @@ async def test_an_order_that_comes_late_is_confirmed_in_the_next_try(queue_kit_s
 
 
 async def test_the_queue_is_cleaned_every_night(queue_kit_engine: AsyncEngine) -> None:
-    """A built-in job opens transactions of its own, so it is tried on a database of its own, with real commits."""
+    """A real worker, with real commits, on a database of the test's own."""
     nightly = Handlers()
     nightly.add("queue_kit.queue.cleanup", job_queue_cleanup())
     await register_cron_jobs(queue_kit_engine, [CronJob("queue_kit.queue.cleanup", "0 1 * * *")])
