@@ -220,12 +220,8 @@ class Store:
                 cron.succeed(connection.execute, claimed.cron_name, completed=completed)
             return settled
 
-        async def transaction() -> bool:
-            async with self._transactions.begin() as connection:
-                return await connection.run_sync(write)
-
         try:
-            if await self._turn(transaction):
+            if await self._as_one(write):
                 return Settlement.done
         except DBAPIError as error:
             if is_transient(error):
@@ -292,12 +288,7 @@ class Store:
 
     async def mend_cron(self) -> int:
         """Store the missing occurrences of cron definitions; returns how many."""
-
-        async def transaction() -> cron.Mended:
-            async with self._transactions.begin() as connection:
-                return await connection.run_sync(lambda sync: cron.mend(sync.execute))
-
-        mended = await self._turn(transaction)
+        mended = await self._as_one(lambda connection: cron.mend(connection.execute))
         for name, problem in mended.unschedulable.items():
             if name not in self._unschedulable:
                 _logger.error("cron job %s cannot be scheduled, register it again: %s", printable(name), problem)
@@ -340,6 +331,15 @@ class Store:
                 return result.all() if result.returns_rows else ()
 
         return await self._turn(write)
+
+    async def _as_one(self, work: Callable[[Connection], T]) -> T:
+        """Do what takes several statements in one transaction."""
+
+        async def transaction() -> T:
+            async with self._transactions.begin() as connection:
+                return await connection.run_sync(work)
+
+        return await self._turn(transaction)
 
     async def _turn(self, transaction: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run a writing transaction, on SQLite when its turn has come."""

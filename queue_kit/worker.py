@@ -88,7 +88,7 @@ class QueueWorker:
         session_isolation: str | None = None,
         hooks: Sequence[object] = (),
     ) -> None:
-        _check_engine(engine)
+        check_engine(engine)
         self._engine = engine
         self._handlers = _chosen(as_handlers(handlers), included_names, excluded_names)
         if not isinstance(parallel_count, int) or isinstance(parallel_count, bool) or parallel_count < 1:
@@ -261,7 +261,8 @@ class QueueWorker:
         )
 
 
-def _check_engine(engine: object) -> None:
+def check_engine(engine: object) -> None:
+    """Refuse, with a `ConfigurationError`, an engine that jobs cannot be run on."""
     if not isinstance(engine, AsyncEngine):
         raise ConfigurationError(f"engine must be an AsyncEngine (create_async_engine), not {type(engine).__name__}")
     if engine.dialect.name == "sqlite":

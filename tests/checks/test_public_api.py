@@ -17,16 +17,17 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 import queue_kit
-from queue_kit import migrate
+from queue_kit import migrate, testing
 
 SNAPSHOT = Path(__file__).with_name("api.txt")
 
 
 def public() -> dict[str, Any]:
-    """The public functions and classes: those of `queue_kit`, and of `queue_kit.migrate`, which stays a module."""
+    """The public functions and classes: those of `queue_kit`, and of the modules that stay modules."""
     names = {name: getattr(queue_kit, name) for name in queue_kit.__all__}
     functions = inspect.getmembers(migrate, inspect.isfunction)
     own = {f"migrate.{name}": each for name, each in functions if each.__module__ == migrate.__name__}
+    own |= {f"testing.{name}": getattr(testing, name) for name in testing.__all__}
     return {name: value for name, value in {**names, **own}.items() if not name.startswith(("_", "migrate._"))}
 
 
