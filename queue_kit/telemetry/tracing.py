@@ -97,10 +97,10 @@ class OpenTelemetryTracing:
             return
         if run.span.is_recording():
             run.span.set_attribute(conventions.OUTCOME, record.outcome.verdict.value)
-            if record.outcome.verdict in _FAILURES:
-                _tell_failure(run.span, record.outcome, run.after(record.seconds))
             if record.spans is not None:
                 self._tell_spans(run, record.spans, record.seconds)
+            if record.outcome.verdict in _FAILURES:
+                _tell_failure(run.span, record.outcome, run.after(record.seconds))
         run.span.end(run.after(record.seconds))
 
     def on_worker_state(self, record: WorkerState) -> None:
