@@ -1,5 +1,5 @@
 """Job names as labels: how many there may be. They are bounded where they are registered, but any program may insert
-any name, and each has some forty series.
+any name, and each has some sixty series.
 """
 
 from queue_kit.errors import ConfigurationError

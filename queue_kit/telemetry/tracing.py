@@ -20,8 +20,8 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError("tracing needs opentelemetry-api: pip install 'queue-kit[tracing]'") from error
 
-MOST_SPANS = 200
-"""Child spans of a run that are exported; they are made when it settles, on the event loop, some 20 µs each."""
+MOST_SPANS = 100
+"""Child spans of a run that are exported; they are made when it settles, on the event loop, some 15 µs each."""
 
 _FAILURES = (Verdict.failed, Verdict.retried, Verdict.lost)
 
