@@ -15,8 +15,8 @@ from queue_kit.telemetry._labels import MOST_NAMES, OTHER, check_most_names
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
-except ModuleNotFoundError as error:
-    raise ImportError("these metrics need prometheus-client: pip install 'queue-kit[metrics]'") from error
+except ModuleNotFoundError as _missing:
+    raise ImportError("these metrics need prometheus-client: pip install 'queue-kit[metrics]'") from _missing
 
 RUN_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 WAIT_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 1800.0, 7200.0)
@@ -165,6 +165,7 @@ class _WorkerMetrics:
         self._conditions: dict[UUID, set[str]] = {}
 
     def changed(self, record: WorkerState) -> None:
+        """Note a worker's new state."""
         conditions = self._conditions.setdefault(record.worker_id, {"running"})
         conditions.discard(_ENDS.get(record.state, ""))
         if record.state in _BEGINS:

@@ -28,8 +28,8 @@ try:
     from prometheus_client import REGISTRY, CollectorRegistry
     from prometheus_client.core import GaugeMetricFamily, Metric
     from prometheus_client.registry import Collector
-except ModuleNotFoundError as error:
-    raise ImportError("these metrics need prometheus-client: pip install 'queue-kit[metrics]'") from error
+except ModuleNotFoundError as _missing:
+    raise ImportError("these metrics need prometheus-client: pip install 'queue-kit[metrics]'") from _missing
 
 _logger = logging.getLogger("queue_kit.telemetry")
 

@@ -17,8 +17,8 @@ from queue_kit.telemetry import _conventions as conventions
 try:
     from opentelemetry import context, trace
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-except ModuleNotFoundError as error:
-    raise ImportError("tracing needs opentelemetry-api: pip install 'queue-kit[tracing]'") from error
+except ModuleNotFoundError as _missing:
+    raise ImportError("tracing needs opentelemetry-api: pip install 'queue-kit[tracing]'") from _missing
 
 MOST_SPANS = 100
 """Child spans of a run that are exported; they are made when it settles, on the event loop, some 15 µs each."""

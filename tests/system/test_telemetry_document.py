@@ -32,7 +32,7 @@ QUEUE = """
     @jobs.handler("a", max_retry_count=1)
     async def a(event, session, job):
         with event.span("part"):
-            secret = "never told"
+            card = "never told"
             if job.data.get("fail"):
                 raise ValueError("no such user")
 
