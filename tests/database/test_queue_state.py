@@ -174,6 +174,13 @@ async def test_a_look_that_takes_too_long_is_given_up_also_by_the_server(pg_engi
         assert await raw(pg_engine, waiting) == []
 
 
+async def test_a_connection_that_may_only_read_is_enough(postgres_url, registry, value):
+    engine = engine_for(postgres_url, connect_args={"server_settings": {"default_transaction_read_only": "on"}})
+    await QueueStateMetrics(engine, registry).refresh()
+    assert value("up") == 1
+    await engine.dispose()
+
+
 async def test_a_writer_holds_up_no_look(engine, registry, value):
     async with engine.begin() as holding:
         await holding.execute(text("UPDATE queue_kit_job SET name = name"))  # on SQLite, the one write lock
