@@ -122,14 +122,15 @@ async def test_a_scrape_that_is_cancelled_spoils_no_other(engine, registry, valu
     assert value("up") == 1
 
 
-async def test_looks_are_paced_by_what_they_cost(engine, registry, looks):
+async def test_looks_are_paced_by_what_they_cost(engine, registry, looks, value):
     state = QueueStateMetrics(engine, registry, **FAST)
     began = time.monotonic()
     await state.refresh()
     took = time.monotonic() - began
     await state.refresh()
     assert len(looks) == 1
-    assert took * 8 < state._earliest - began < took * 11
+    rest = 9 * value("look_seconds")
+    assert rest <= state._earliest - began <= took + rest
 
 
 async def test_the_timer_looks_by_itself_and_forgets_at_the_end(engine, registry, value):
