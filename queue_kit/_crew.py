@@ -69,7 +69,7 @@ class Crew:
         self._listen = listen
         self._cancel_grace = limits.cancel_grace
         self._parallel_count = parallel_count
-        self._link = Link(on_change=self._announce, on_trouble=self._probe)
+        self._link = Link(lease=store.lease, on_change=self._announce, on_trouble=self._probe)
         # While one of our handlers holds SQLite's write lock nobody can claim its jobs, so no lease lapses meanwhile.
         self._leases = Leases(store, protected=lambda: store.embedded and gate.locked())
         pace = Pace(parallel_count, most=prefetch)

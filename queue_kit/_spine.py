@@ -9,6 +9,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
 from contextvars import Context
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from queue_kit._handler import Handler
 from queue_kit._leases import Leases
 from queue_kit._link import Link
 from queue_kit._pace import Pace
+from queue_kit._patience import Patience
 from queue_kit._run import SUCCESS, Limits, Run, without_running
 from queue_kit._session import HandlerSession, Sessions, settling_seconds
 from queue_kit._store import Store
@@ -163,7 +165,9 @@ class Spine:
         commit = self._spawn(attempt(), "commit", context=run.context)
         # On SQLite a cancelled statement leaks its lock; there the busy timeout bounds the wait.
         budget = None if self._store.embedded else settling_seconds(self._store.lease)
-        await asyncio.wait({commit}, timeout=budget)
+        with suppress(TimeoutError):
+            async with Patience(budget):
+                await asyncio.wait({commit})
         if not commit.done():
             self._kill(session)
             commit.cancel()

@@ -24,6 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from queue_kit import _sqlite, _statements, cron
 from queue_kit._dialect import LONG_AGO, as_instant
 from queue_kit._endings import Settlement
+from queue_kit._patience import Patience
 from queue_kit._scan import Place
 from queue_kit._session import Execute
 from queue_kit._statements import as_batch
@@ -358,7 +359,7 @@ class Store:
         began = time.monotonic()
         try:
             # Twice: a cancelled ping of the pool goes on to roll back, on a connection that may never answer.
-            async with asyncio.timeout(self._patience + 1.0), asyncio.timeout(self._patience):
+            async with Patience(self._patience + 1.0), Patience(self._patience):
                 result = await transaction()
         except TimeoutError as error:  # it would show in the log without a word
             self._renew_pool()  # what else is in it is as old, and each would take as long to be given up

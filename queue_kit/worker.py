@@ -151,7 +151,8 @@ class QueueWorker:
 
     async def stop(self, grace: Seconds | None = None) -> None:
         """Start nothing more, let running jobs finish for `grace` (default: the worker's), then abort and cancel them
-        and give the rest back. Returns by `grace + cancel_grace` whatever the handlers do; a second call is harmless.
+        and give the rest back. Returns by `grace + cancel_grace` whatever the handlers do (with a `cancel_grace` below
+        a second some tenths later); a second call is harmless.
         """
         await self._stop(self._grace if grace is None else _positive(grace, "grace", zero=True))
 

@@ -405,7 +405,7 @@ async def test_deadlines_inside_a_statement_leak_no_lock(sqlite, jobs):
     loop = asyncio.get_running_loop()
     began = loop.time()
     await add_job(sqlite, "writer")
-    assert loop.time() - began < 1.0
+    assert loop.time() - began < 4.0
 
 
 async def test_another_sqlite_engine_is_refused_by_name(sqlite, jobs):
