@@ -32,7 +32,7 @@ from queue_kit._wakeup import Listener, on_commit
 from queue_kit._watchdog import Watchdog
 from queue_kit.errors import ShuttingDown
 from queue_kit.hooks import Observers, WorkerState
-from queue_kit.job import Verdict
+from queue_kit.job import Verdict, log_fields
 
 _logger = logging.getLogger("queue_kit.worker")
 
@@ -142,7 +142,9 @@ class Crew:
                     started=lambda: self._claims.delivered,
                     idle=lambda: self._claims.puller_waits,
                 )
-                listener = Listener(engine, on_job=self._sleep.woken, on_cancel=self._renew_now.set)
+                listener = Listener(
+                    engine, on_job=self._sleep.woken, on_cancel=self._renew_now.set, on_change=self._announce
+                )
                 self._serving(group, listener.serve, "queue_kit: listen")
                 self._serving(group, self._sleep.serve, "queue_kit: sleep")
 
@@ -235,7 +237,8 @@ class Crew:
                 elif await self.spine.work(claimed):
                     turn = time.monotonic()
             except Exception:
-                _logger.exception("job %s was not settled; its lease will lapse", claimed.job.id)
+                job = claimed.job
+                _logger.exception("job %s was not settled; its lease will lapse", job.id, extra=log_fields(job))
                 self._leases.drop(claimed)
             except asyncio.CancelledError:
                 if not self._claims.closed:  # this puller alone was cancelled, by somebody
@@ -304,4 +307,6 @@ class Crew:
             self._claims.wake()
 
     def _announce(self, state: str) -> None:
-        self._observers.worker_state(WorkerState(self.store.worker_id, state))
+        worker_id = self.store.worker_id
+        _logger.info("worker %s: %s", worker_id, state, extra={"worker_id": str(worker_id), "worker_state": state})
+        self._observers.worker_state(WorkerState(worker_id, state))

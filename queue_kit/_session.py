@@ -28,7 +28,7 @@ from queue_kit._transient import is_connection_lost, is_server_trouble
 from queue_kit.enqueue import HELD_JOB, hand_over_key
 from queue_kit.errors import ConfigurationError, JobAborted, LeaseLost, ShuttingDown, UnfencedCommit
 from queue_kit.event import AbortToken
-from queue_kit.job import Claimed, printable
+from queue_kit.job import Claimed, log_fields, printable
 from queue_kit.models import JobRow
 
 _logger = logging.getLogger("queue_kit.worker")
@@ -343,6 +343,7 @@ class HandlerSession:
                     job.id,
                     printable(job.name),
                     held,
+                    extra=log_fields(job),
                 )
 
     # --- the transaction ----------------------------------------------------------------------------------------------

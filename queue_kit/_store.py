@@ -29,7 +29,7 @@ from queue_kit._scan import Place
 from queue_kit._session import Execute
 from queue_kit._statements import as_batch
 from queue_kit._transient import READ_ONLY, is_transient, sqlstate
-from queue_kit.job import Claimed, Job, Outcome, Verdict, printable
+from queue_kit.job import Claimed, Job, Outcome, Verdict, log_fields, printable
 from queue_kit.models import CANCELLED, FAILED, READY
 
 _logger = logging.getLogger("queue_kit.worker")
@@ -201,8 +201,11 @@ class Store:
             if is_transient(error):
                 raise
             if len(endings) == 1:
-                _logger.exception("the ending of job %s was refused; its lease will lapse", endings[0][0].job.id)
-                return {endings[0][0].job.id: Settlement.lost}
+                job = endings[0][0].job
+                _logger.exception(
+                    "the ending of job %s was refused; its lease will lapse", job.id, extra=log_fields(job)
+                )
+                return {job.id: Settlement.lost}
             halves = endings[: len(endings) // 2], endings[len(endings) // 2 :]
             return {k: v for half in halves for k, v in (await self._settle_kind(statement, half)).items()}
         rest = [claimed for claimed, _ in endings if claimed.job.id not in settled]
@@ -227,7 +230,9 @@ class Store:
             if is_transient(error):
                 raise
             _logger.exception(
-                "cron job %s: its next occurrence was refused; the sweep goes on", printable(str(claimed.cron_name))
+                "cron job %s: its next occurrence was refused; the sweep goes on",
+                printable(str(claimed.cron_name)),
+                extra=log_fields(claimed.job),
             )
             return (await self._settle_kind(statement, [(claimed, outcome)]))[claimed.job.id]
         return (await self._fate_of([claimed]))[claimed.job.id]

@@ -31,10 +31,19 @@ class _Deaf(Exception):
 
 
 class Listener:
-    """Listens on a connection of its own, outside any pool, and reconnects when it breaks."""
+    """Listens on a connection of its own, outside any pool, and reconnects when it breaks. `on_change` is told
+    `listening` or `polling`."""
 
-    def __init__(self, engine: AsyncEngine, *, on_job: Callable[[], None], on_cancel: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        *,
+        on_job: Callable[[], None],
+        on_cancel: Callable[[], None],
+        on_change: Callable[[str], None],
+    ) -> None:
         self._engine = engine
+        self._on_change = on_change
         self._callbacks = {JOB_CHANNEL: on_job, CANCEL_CHANNEL: on_cancel}
         self._broken = asyncio.Event()
         self._healthy: bool | None = None
@@ -50,6 +59,8 @@ class Listener:
                     "not listening, polling instead: this pooler lends its connections for a transaction at a time, so "
                     "LISTEN hears nothing; pass listen= an engine that reaches the database directly, or listen=False"
                 )
+                if self._healthy is not False:
+                    self._on_change("polling")
                 return
             except Exception as error:  # noqa: BLE001 - the poll carries on meanwhile
                 failures = 1 if self._healthy else failures + 1
@@ -124,6 +135,7 @@ class Listener:
         elif self._healthy is False:
             _logger.warning("listening again")
         self._healthy = healthy
+        self._on_change("listening" if healthy else "polling")
 
 
 def on_commit(

@@ -116,6 +116,7 @@ class _Drain:
             sessions=self._sessions,
             observers=observers,
             on_settled=_nothing,
+            on_returned=_nothing,
             on_wedged=_nothing,
         )
 

@@ -16,8 +16,8 @@ PACKAGE = CHECKOUT / "queue_kit"
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
 MODULES = sorted([*PACKAGE.rglob("*.py"), *(CHECKOUT / "alembic").rglob("*.py")])
 
-PARTS = {"pydantic_core": "pydantic"}
-"""Modules that come with a dependency: which one."""
+PARTS = {"pydantic_core": "pydantic", "opentelemetry": "opentelemetry_api"}
+"""Modules that are not called as the dependency that they come with: which one."""
 
 
 def nodes(*kinds: type[ast.AST]) -> list[tuple[str, ast.AST]]:
@@ -41,23 +41,29 @@ def imports() -> set[str]:
     return found - sys.stdlib_module_names - {"queue_kit"}
 
 
+def optional() -> set[str]:
+    """What only an extra brings."""
+    extras = PROJECT["project"]["optional-dependencies"]
+    return {distribution(each) for names in extras.values() for each in names} - {"queue_kit"}
+
+
 def test_what_is_imported_is_declared_and_the_reverse():
     declared = {distribution(each) for each in PROJECT["project"]["dependencies"]}
+    imported = {PARTS.get(name, name) for name in imports()}
     # SQLAlchemy imports asyncpg when it makes an engine, zoneinfo reads tzdata on Windows.
-    assert {PARTS.get(name, name) for name in imports()} | {"asyncpg", "tzdata"} == declared
+    assert imported - optional() | {"asyncpg", "tzdata"} == declared
+    assert {"prometheus_client", "opentelemetry_api"} <= imported
 
 
 @pytest.mark.parametrize("module", ["queue_kit", "queue_kit.cli"])
 def test_an_import_needs_no_extra_and_stays_light(module):
     lines = f"import sys, {module}; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
     done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=True)
-    loaded = set(done.stdout.split())
+    loaded = {PARTS.get(name, name) for name in done.stdout.split()}
     assert "sqlalchemy" in loaded
-    extras = PROJECT["project"]["optional-dependencies"]
-    optional = {distribution(each) for names in extras.values() for each in names} - {"queue_kit"}
-    assert {"aiosqlite", "rich", "fastapi"} < optional
+    assert {"aiosqlite", "rich", "fastapi", "prometheus_client"} < optional()
     # pydantic is loaded by the first typed handler, the driver by the first engine.
-    assert loaded & (optional | {"pydantic", "asyncpg"}) == set()
+    assert loaded & (optional() | {"pydantic", "asyncpg"}) == set()
 
 
 def test_types_are_imported_for_all_to_see():
@@ -85,3 +91,18 @@ def test_the_tests_need_no_plugin_that_is_not_declared():
 def test_the_version_is_said_once():
     assert "version" in PROJECT["project"]["dynamic"]
     assert re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc)\d+)?", queue_kit.__version__)
+
+
+@pytest.mark.parametrize(
+    ("module", "missing", "extra"),
+    [
+        ("queue_kit.telemetry.metrics", "prometheus_client", "metrics"),
+        ("queue_kit.telemetry.queue_state", "prometheus_client", "metrics"),
+        ("queue_kit.telemetry.tracing", "opentelemetry", "tracing"),
+    ],
+)
+def test_what_needs_an_extra_says_which(module, missing, extra):
+    lines = f"import sys; sys.modules[{missing!r}] = None; import {module}"
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"pip install 'queue-kit[{extra}]'" in done.stderr.splitlines()[-1]

@@ -327,7 +327,7 @@ async def test_a_listener_that_is_ended_listens_again_and_the_poll_finds_what_it
         assert await end_backends(pg_engine, LISTENS) == 1
         await add_job(pg_engine, "note")
         await settled(hook, 1)
-        await until(lambda: listening(pg_engine))
+        await until(lambda: hook.listener == ["listening", "polling", "listening"])
         assert worker.healthy
     messages = [record.message for record in caplog.records if "listening" in record.message]
     assert [message.split(":")[0] for message in messages] == ["not listening, polling instead", "listening again"]

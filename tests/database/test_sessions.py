@@ -24,8 +24,8 @@ from queue_kit import (
     get_job,
     sqlite_engine,
 )
-from queue_kit.models import JOBS
-from tests.support import ADD_EFFECT, Recorder, change, count_jobs, effects, make_effects, row_of, until
+from tests.database.running import steal
+from tests.support import ADD_EFFECT, Recorder, count_jobs, effects, make_effects, row_of, until
 
 
 class Base(DeclarativeBase):
@@ -45,11 +45,6 @@ def jobs() -> Handlers:
 @pytest.fixture(autouse=True)
 async def effect_table(engine: AsyncEngine) -> None:
     await make_effects(engine)
-
-
-async def steal(engine: AsyncEngine, job_id: int) -> None:
-    """Another worker claims the job, as after a lapse."""
-    await change(engine, job_id, claim_no=JOBS.c.claim_no + 1)
 
 
 async def test_writes_and_completion_commit_together(engine, jobs):

@@ -269,6 +269,7 @@ class Metrics:
         assert_type(record.worker_id, UUID)
         assert_type(record.job.name, str)
         assert_type(record.trace_context, Mapping[str, Any] | None)
+        assert_type(record.due, datetime)
 
     def on_settled(self, record: Settled) -> None:
         assert_type(record.outcome.verdict, Verdict)
