@@ -83,7 +83,8 @@ HANDLERS = {
 
 class Hook:
     def on_worker_state(self, record: Any) -> None:
-        say(record.state)
+        if record.state not in ("listening", "polling"):  # which may come at any time
+            say(record.state)
         if record.state == "stopping":
             stopping.set()
 

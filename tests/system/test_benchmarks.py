@@ -92,6 +92,6 @@ async def test_a_small_soak(server: Server, tmp_path: Path) -> None:
     assert report["wrong"] == []
     assert report["summary"]["jobs added"] > 100
     assert len(report["samples"]) == 3
-    assert all(sample["connections"] > 0 for sample in report["samples"])
+    assert report["samples"][-1]["connections"] > 0
     assert all(sample["memory"] > 10 for sample in report["samples"] if Path("/proc").exists())
     assert '"memory slope MB/h"' in out
