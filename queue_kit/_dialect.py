@@ -153,6 +153,16 @@ class with_error(FunctionElement[Any]):  # noqa: N801
     inherit_cache = True
 
 
+class last_error(FunctionElement[str]):  # noqa: N801
+    """The beginning of one text of the last error in a JSON column of errors; NULL where there is none."""
+
+    type = Text()
+    inherit_cache = True
+
+    def __init__(self, errors: ColumnElement[Any], key: str) -> None:
+        super().__init__(errors, literal_column(f"'{key}'"))
+
+
 class json_text(FunctionElement[Any]):  # noqa: N801
     """A JSON column as it is stored: a driver that decodes it would fail the whole batch for one bad row."""
 
@@ -322,6 +332,19 @@ def _(element: with_error, compiler: SQLCompiler, **kw: Any) -> str:
         f" WHEN json_array_length({errors}) >= 10 THEN json_remove({errors}, '$[0]') ELSE {errors} END"
     )
     return f"CASE WHEN {error} IS NULL THEN {errors} ELSE json_insert({kept}, '$[#]', json({error})) END"
+
+
+@compiles(last_error, "postgresql")
+def _(element: last_error, compiler: SQLCompiler, **kw: Any) -> str:
+    errors, key = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"left({errors} -> -1 ->> {key}, 500)"
+
+
+@compiles(last_error, "sqlite")
+def _(element: last_error, compiler: SQLCompiler, **kw: Any) -> str:
+    errors, key = (compiler.process(clause, **kw) for clause in element.clauses)
+    text = f"CAST(json_extract({errors}, '$[#-1].' || {key}) AS TEXT)"
+    return f"CASE WHEN json_valid({errors}) THEN substr({text}, 1, 500) END"
 
 
 @compiles(json_text, "postgresql")
