@@ -56,7 +56,7 @@ def dashboard(
     renderer = Renderer(title)
     pool = Pool(engine)
     privacy = Privacy(hidden_names, hidden_keys)
-    pages, actions = Pages(pool, renderer, privacy), Actions(pool, renderer)
+    pages, actions = Pages(pool, renderer, privacy), Actions(pool)
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -71,9 +71,14 @@ def dashboard(
         routes=[
             Route("/", pages.overview),
             Route("/jobs", pages.jobs),
+            Route("/jobs/confirm", pages.confirm),
+            Route("/jobs/change", actions.jobs, methods=["POST"]),
             Route("/jobs/{job_id}", pages.job),
+            Route("/jobs/{job_id}/{action}", actions.job, methods=["POST"]),
             Route("/names", pages.names),
-            Route("/jobs/{job_id}/{action}", actions.change_job, methods=["POST"]),
+            Route("/cron", pages.cron),
+            Route("/cron/{action}", actions.cron, methods=["POST"]),
+            Route("/workers", pages.workers),
             Mount("/static", _Files(directory=STATIC)),
         ],
         exception_handlers={

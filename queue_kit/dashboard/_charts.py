@@ -108,7 +108,9 @@ def _path(values: Sequence[float | None], top: float) -> str:
     for at, value in enumerate(values):
         if value is not None:
             is_first = at == 0 or values[at - 1] is None
-            steps.append(f"{'M' if is_first else 'L'}{at + 0.5:g} {100 - value / top * 100:.2f}{'h0' if is_first else ''}")
+            steps.append(
+                f"{'M' if is_first else 'L'}{at + 0.5:g} {100 - value / top * 100:.2f}{'h0' if is_first else ''}"
+            )
     return "".join(steps)
 
 
@@ -116,7 +118,7 @@ def _round_count(most: float) -> float:
     if most <= 4:
         return 4.0
     size = 10.0 ** math.floor(math.log10(most))
-    return next(size * step for step in (1, 2, 4, 6, 8, 10) if size * step >= most)
+    return next(size * step for step in (1, 1.5, 2, 3, 4, 5, 6, 8, 10) if size * step >= most)
 
 
 def _round_seconds(most: float) -> float:

@@ -20,6 +20,7 @@ class Concern:
     """A sentence, and the page (below the dashboard's root) that says more. A grave one needs somebody now."""
 
     text: str
+    link: str
     page: str
     is_grave: bool = False
 
@@ -31,16 +32,19 @@ def concerns(insights: Insights, worker_count: int, last_hour: Sequence[Throughp
 
 def _found(insights: Insights, worker_count: int, last_hour: Sequence[ThroughputPoint]) -> Iterator[Concern]:
     if not worker_count and insights.pending:
-        yield Concern(f"No worker is alive, and {_jobs(insights.pending)} due.", "workers", is_grave=True)
+        yield Concern(f"No worker is alive, and {_jobs(insights.pending)} due.", "Workers", "workers", is_grave=True)
     elif insights.unhandled_names:
         names = insights.unhandled_names
         more = f" and {number(len(names) - NAMED)} more" if len(names) > NAMED else ""
-        yield Concern(f"Jobs wait that no worker runs: {', '.join(names[:NAMED])}{more}.", "names")
+        yield Concern(f"Jobs wait that no worker runs: {', '.join(names[:NAMED])}{more}.", "Names", "names")
     if insights.oldest_due_seconds is not None and insights.oldest_due_seconds >= LONG:
-        yield Concern(f"A job has been due for {span(insights.oldest_due_seconds)}.", "jobs" + query({"state": "ready"}))
+        waits = f"A job has been due for {span(insights.oldest_due_seconds)}."
+        yield Concern(waits, "Jobs that wait", "jobs" + query({"state": "ready"}))
     failed = sum(point.failed for point in last_hour)
     if failed:
-        yield Concern(f"{number(failed)} job{'s' if failed > 1 else ''} failed in the last hour.", "#failures")
+        yield Concern(
+            f"{number(failed)} job{'s' if failed > 1 else ''} failed in the last hour.", "What went wrong", "#failures"
+        )
 
 
 def _jobs(count: int) -> str:

@@ -1,23 +1,44 @@
-"""The pages: each reads what it shows in one short transaction, and leaves the rest to its template."""
+"""The pages: each reads what it shows in short transactions, and leaves the rest to its template."""
 
-import re
-from typing import Any
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
 
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import ORMExecuteState, defer
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
-from queue_kit.dashboard._access import Access, access_of
+from queue_kit.cron_jobs import list_cron_jobs
+from queue_kit.dashboard._access import access_of
+from queue_kit.dashboard._asking import choice, id_of, words
+from queue_kit.dashboard._charts import runs_chart, times_chart
+from queue_kit.dashboard._concerns import concerns
+from queue_kit.dashboard._many import Many
 from queue_kit.dashboard._payload import failures_of, payload_of, trace_of
 from queue_kit.dashboard._pool import Pool
 from queue_kit.dashboard._privacy import Privacy
-from queue_kit.dashboard._render import Renderer, query
+from queue_kit.dashboard._render import Renderer, see
+from queue_kit.dashboard._shared import Shared
+from queue_kit.failures import failure_groups
+from queue_kit.fleet import list_workers
+from queue_kit.history import throughput
 from queue_kit.job import JobState
 from queue_kit.models import JobRow
-from queue_kit.operate import MAX_ID, get_job, list_jobs, queue_insights
+from queue_kit.operate import get_job, list_jobs, queue_insights
+
+T = TypeVar("T")
 
 PAGE = 50
 """Jobs on a page."""
+
+GROUPS = 20
+"""Failures on the overview."""
+
+PERIODS = {"hour": timedelta(hours=1), "day": timedelta(days=1)}
+AGES = {"hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(days=7)}
 
 
 class Pages:
@@ -27,50 +48,99 @@ class Pages:
         self._pool = pool
         self._renderer = renderer
         self._privacy = privacy
+        self._insights = self._shared(queue_insights)
+        self._workers = self._shared(list_workers)
+        self._groups = self._shared(lambda session: failure_groups(session, limit=GROUPS))
+        self._throughput = {name: self._throughput_of(last) for name, last in PERIODS.items()}
+
+    def _throughput_of(self, last: timedelta) -> Shared[Any]:
+        return self._shared(lambda session: throughput(session, last=last))
+
+    def _shared(self, read: Callable[[AsyncSession], Awaitable[T]]) -> Shared[T]:
+        async def once() -> T:
+            async with self._pool.reading() as session:
+                return await read(session)
+
+        return Shared(once)
 
     async def overview(self, request: Request) -> Response:
         """How the queue is."""
-        async with self._pool.reading() as session:
-            insights = await queue_insights(session)
-        return self._renderer.page(request, "overview.html", insights=insights)
+        period = request.query_params.get("period", "hour")
+        if period not in PERIODS:
+            period = "hour"
+        insights, workers = await self._insights.get(), await self._workers.get()
+        points = await self._throughput[period].get()
+        last_hour = points if period == "hour" else await self._throughput["hour"].get()
+        return self._renderer.page(
+            request,
+            "overview.html",
+            insights=insights,
+            workers=workers,
+            groups=await self._groups.get(),
+            points=points,
+            runs=runs_chart(points),
+            times=times_chart(points),
+            completed=sum(point.completed for point in points),
+            concerns=concerns(insights, len(workers), last_hour),
+            period=period,
+            hides=self._hides(request),
+        )
 
     async def names(self, request: Request) -> Response:
         """The names of live and failed jobs, and who runs them."""
+        insights, workers = await self._insights.get(), await self._workers.get()
+        knowing = {name: sum(name in worker.names for worker in workers) for name in insights.by_name}
+        return self._renderer.page(request, "names.html", insights=insights, knowing=knowing)
+
+    async def workers(self, request: Request) -> Response:
+        """The workers that are alive, and what they run."""
+        return self._renderer.page(request, "workers.html", workers=await self._workers.get())
+
+    async def cron(self, request: Request) -> Response:
+        """The cron entries."""
         async with self._pool.reading() as session:
-            insights = await queue_insights(session)
-        return self._renderer.page(request, "names.html", insights=insights)
+            entries = await list_cron_jobs(session)
+        insights = await self._insights.get()
+        return self._renderer.page(request, "cron.html", entries=entries, unhandled=insights.unhandled_names)
 
     async def jobs(self, request: Request) -> Response:
-        """Jobs, newest first, with filters."""
+        """Jobs, newest first, with filters; a job, when an id is looked for."""
         given = request.query_params
-        state, name, after = given.get("state", ""), given.get("name", "").strip(), given.get("after", "")
-        if state and state not in JobState.__members__:
-            raise HTTPException(400, "There is no such state.")
-        if after and number_of(after) is None:
-            raise HTTPException(400, "There is no such page.")
+        state, age = choice(given, "state", JobState.__members__), choice(given, "age", AGES)
+        name, looked_for, after = words(given, "name"), words(given, "q"), id_of(given.get("after", ""))
         async with self._pool.reading() as session:
+            job_id = id_of(looked_for)
+            if job_id is not None and await get_job(session, job_id) is not None:
+                return see(f"jobs/{job_id}")
+            _leave_payloads(session)
             rows = await list_jobs(
                 session,
                 state=JobState(state) if state else None,
                 name=name or None,
+                unique_key=looked_for or None,
+                created_after=datetime.now(UTC) - AGES[age] if age else None,
                 limit=PAGE + 1,
-                after=number_of(after),
+                after=after,
             )
-        filters = {"state": state, "name": name}
         return self._renderer.page(
             request,
             "jobs.html",
-            rows=rows[:PAGE],
+            rows=[(row, failures_of(row.errors, is_hidden=self._hides(request)(row.name))[:1]) for row in rows[:PAGE]],
             older=rows[PAGE - 1].id if len(rows) > PAGE else None,
-            filters=filters,
+            filters={"q": looked_for, "name": name, "state": state, "age": age},
             after=after,
-            states=list(JobState),
-            hides=self._hides(request),
+            names=(await self._insights.get()).by_name,
         )
 
     async def job(self, request: Request) -> Response:
         """One job."""
-        row = await self._row(request)
+        job_id = id_of(request.path_params["job_id"])
+        row = None
+        if job_id is not None:
+            async with self._pool.reading() as session:
+                row = await get_job(session, job_id)
+        if row is None:
+            raise HTTPException(404, "There is no job with this id. Finished jobs are deleted after some days.")
         is_hidden = self._hides(request)(row.name)
         return self._renderer.page(
             request,
@@ -81,21 +151,24 @@ class Pages:
             trace=trace_of(row.trace_context),
         )
 
-    async def _row(self, request: Request) -> JobRow:
-        job_id = number_of(request.path_params["job_id"])
-        if job_id is not None:
-            async with self._pool.reading() as session:
-                row = await get_job(session, job_id)
-            if row is not None:
-                return row
-        raise HTTPException(404, "There is no job with this id. Finished jobs are deleted after some days.")
+    async def confirm(self, request: Request) -> Response:
+        """What a change of many jobs would do, before it is done."""
+        many = Many.asked(request.query_params)
+        async with self._pool.reading() as session:
+            change = await many.change(session, dry_run=True)
+        is_hidden = self._hides(request)(many.name or "")
+        return self._renderer.page(request, "confirm.html", many=many, change=change, is_hidden=is_hidden)
 
-    def _hides(self, request: Request) -> Any:
+    def _hides(self, request: Request) -> Callable[[str], bool]:
         access = access_of(request)
-        assert isinstance(access, Access)
+        assert access is not None
         return lambda name: self._privacy.hides(name, access)
 
 
-def number_of(text: str) -> int | None:
-    """An id, as it was written; `None` for what can be none."""
-    return int(text) if re.fullmatch(r"[0-9]{1,19}", text) and int(text) <= MAX_ID else None
+def _leave_payloads(session: AsyncSession) -> None:
+    """A list shows no payloads, of which each may be a megabyte."""
+
+    def without(execution: ORMExecuteState) -> None:
+        execution.statement = execution.statement.options(defer(JobRow.data, raiseload=True))
+
+    event.listen(session.sync_session, "do_orm_execute", without)
