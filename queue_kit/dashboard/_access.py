@@ -44,4 +44,4 @@ def access_of(request: Request) -> Access | None:
 def path_of(request: Request) -> str:
     """The path of a request, below where the dashboard is mounted."""
     path, root = str(request.scope["path"]), str(request.scope.get("root_path", ""))
-    return path.removeprefix(root) if root and path.startswith(root) else path
+    return path.removeprefix(root) if path == root or path.startswith(f"{root}/") else path

@@ -56,7 +56,9 @@ class Actions:
             back = {key: form.get(key) for key in ("state", "name")}
         else:
             many = Many.asked(form)
-            action, subject = many.action, {"chosen": many.fields}
+            # Not the message: it may quote what the jobs carry.
+            action, subject = many.action, {key: each for key, each in many.fields.items() if key != "message"}
+            del subject["action"]
             async with self._pool.writing() as session:
                 change = await many.change(session)
             back = {"state": many.state or "failed" if action == "retry" else many.state, "name": many.name}

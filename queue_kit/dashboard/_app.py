@@ -13,6 +13,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Scope
 
+from queue_kit._link import in_a_line
 from queue_kit.dashboard._access import Authorize
 from queue_kit.dashboard._actions import Actions
 from queue_kit.dashboard._guard import Guard
@@ -63,8 +64,8 @@ def dashboard(
         return renderer.refusal(request, error)
 
     async def unreachable(request: Request, error: Exception) -> Response:
-        _logger.warning("the database did not serve a page: %s", type(error).__name__, exc_info=error)
-        detail = "Nothing is known about the queue at the moment. This page tries again by itself."
+        _logger.warning("a page could not be read from the database: %s", in_a_line(error))
+        detail = "The database did not answer in time, or it has no queue. The log says more; this page tries again."
         return renderer.refusal(request, HTTPException(503, detail))
 
     app = Starlette(

@@ -1,5 +1,5 @@
-"""How a change shows that it was meant: the browser says that it comes from this site (Sec-Fetch-Site, else Origin), and
-its form holds a token that only a page of this dashboard can know.
+"""How a change shows that it was meant: the browser says that it comes from this site (Sec-Fetch-Site, else Origin),
+and its form holds a token that only a page of this dashboard can know.
 
 The token is made of a secret in a cookie that no script reads, so it needs nothing that the processes behind one
 address would have to share.

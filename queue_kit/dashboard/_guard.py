@@ -6,9 +6,11 @@ read, in any other way.
 
 import inspect
 import logging
+from urllib.parse import quote
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from queue_kit.dashboard import _forms
@@ -54,13 +56,15 @@ class Guard:
         if path_of(request).startswith(STATIC):  # what everybody finds in the package
             await self._app(scope, receive, send)
             return
+        answer: ASGIApp
         try:
             await self._admit(request)
         except HTTPException as refusal:
-            response = self._renderer.refusal(request, refusal)
-            await response(scope, receive, send)
+            answer = self._renderer.refusal(request, refusal)
         else:
-            await self._app(scope, receive, _with_cookie(send, _forms.new_cookie(request)))
+            answer = self._app if path_of(request) else _below(request)
+            send = _with_cookie(send, _forms.new_cookie(request))
+        await answer(scope, receive, send)
 
     async def _admit(self, request: Request) -> None:
         access = self._authorize(request)
@@ -91,6 +95,12 @@ class Guard:
         who, path = printable(access.who), printable(path_of(request))
         audit.warning("refused %s to %s: %s", path, who, problem, extra={"who": who, "path": path})
         raise HTTPException(403, problem)
+
+
+def _below(request: Request) -> Response:
+    """From the prefix itself to what is below it, as links are relative to that."""
+    last = str(request.scope["path"]).rsplit("/", 1)[-1]
+    return Response(status_code=307, headers={"location": f"{quote(last)}/"})
 
 
 def _with_headers(send: Send) -> Send:

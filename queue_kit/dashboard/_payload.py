@@ -1,5 +1,5 @@
-"""What jobs carry and how they failed, in the parts that a page shows. Rows may have been written by hand, so nothing is
-taken to have a form.
+"""What jobs carry and how they failed, in the parts that a page shows. Rows may have been written by hand, so nothing
+is taken to have a form.
 """
 
 import json

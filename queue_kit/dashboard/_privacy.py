@@ -31,7 +31,7 @@ HIDDEN_KEYS = (
     "iban",
     "ssn",
 )
-"""Patterns of the keys whose values are hidden by default; `-` and letters of either case count as `_` and small ones."""
+"""Patterns of the keys whose values are hidden by default. Letters of either case are one, and so are `-` and `_`."""
 
 
 class Privacy:

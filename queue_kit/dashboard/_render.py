@@ -30,7 +30,7 @@ TITLES = {
     409: "It is too late for that",
     413: "Too large",
     415: "Not a form",
-    503: "The database does not answer",
+    503: "The queue cannot be read",
 }
 
 
@@ -95,7 +95,7 @@ class Renderer:
 
 
 def _notice(request: Request) -> str | None:
-    """What a change came to. The address only says which of these sentences, and numbers, so nobody can put words in."""
+    """What a change came to. An address only says which sentence, and numbers: nobody can put words in it."""
     given = request.query_params
     text = NOTICES.get(given.get("notice", ""))
     if text is None:

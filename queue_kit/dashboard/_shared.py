@@ -11,7 +11,7 @@ FRESH = 1.0
 """Seconds for which what was read is shown again."""
 
 REST = 10.0
-"""How many times as long as reading took nothing is read again, so that looking takes a tenth of a connection at most."""
+"""How many times as long as reading took it is not read again: looking uses a connection a tenth of the time."""
 
 
 class Shared(Generic[T]):

@@ -1,4 +1,4 @@
-"""The pictures of the documents: `python -m tests.browser.screenshots` draws them anew, on an SQLite file of its own."""
+"""The pictures of the documents: `python -m tests.browser.screenshots` takes them anew, of a queue of its own."""
 
 import asyncio
 import tempfile

@@ -10,8 +10,6 @@ from typing import Any
 import uvicorn
 from playwright.async_api import Browser, async_playwright
 
-from tests.support import until
-
 CHROMIUM = shutil.which("chromium")
 
 

@@ -82,10 +82,10 @@ function say(text) {
 async function look() {
   if (!isBusy()) {
     try {
-      const answer = await fetch(location.href, { headers: { accept: "text/html" }, redirect: "error" });
+      const answer = await fetch(location.href, { headers: { accept: "text/html" }, redirect: "manual" });
       const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
       const main = fresh.getElementById("content");
-      if (answer.status === 401 || answer.status === 403) {
+      if (answer.status === 401 || answer.status === 403 || answer.type === "opaqueredirect") {
         say("You are signed out. Reload the page.");
         return;
       }
