@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -50,79 +51,84 @@ ERRORS: dict[str, tuple[tuple[str, str, str], ...]] = {
 }
 
 
-async def seed(engine: AsyncEngine) -> dict[str, int]:
-    """Fill an empty queue; returns the ids of some jobs worth a look."""
+@dataclass
+class Known:
+    """Ids of jobs that are worth a look, one of each state."""
+
+    scheduled: int = 0
+    ready: int = 0
+    running: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
+
+async def seed(engine: AsyncEngine, known: Known) -> None:
+    """Fill an empty queue."""
     dice = random.Random(7)
     now = datetime.now(UTC)
     await register_cron_jobs(engine, CRON)
     await pause_cron_job(engine, "newsletter.weekly")
-    jobs, known = _jobs(dice, now)
+    jobs = Jobs(dice, now)
+    jobs.finish()
+    jobs.fail(known)
+    jobs.wait(known)
     async with engine.begin() as connection:
-        await connection.execute(insert(JobRow.__table__), jobs)
+        await connection.execute(insert(JobRow.__table__), jobs.rows)
         await connection.execute(insert(HistoryRow.__table__), _history(dice, now))
         await connection.execute(insert(WorkerRow.__table__), _workers(now))
-    return known
 
 
-def _jobs(dice: random.Random, now: datetime) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    rows: list[dict[str, Any]] = []
-    known: dict[str, int] = {}
+class Jobs:
+    """The rows of jobs."""
 
-    def add(name: str, status: int, age: float, **values: Any) -> int:
-        at = now - timedelta(seconds=age)
-        number = 48_200 + len(rows)
-        row = {"id": number, "name": name, "status": status, "created_at": at, "scheduled_at": at, "updated_at": at}
-        optional = {
-            "unique_key": None,
-            "errors": None,
-            "max_retry_count": None,
-            "worker_id": None,
-            "cron_name": None,
-            "retry_count": 0,
-        }
-        rows.append(row | {"data": _payload(dice, name), "lease_until": at} | optional | values)
-        return number
+    def __init__(self, dice: random.Random, now: datetime) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self._dice = dice
+        self._now = now
 
-    names = list(NAMES)
-    for at in range(400):
-        add(
-            dice.choices(names, [rate for rate, _ in NAMES.values()])[0],
-            COMPLETED,
-            3_600 - at * 8,
-            retry_count=at % 23 == 0,
-        )
-    for name, count in (("email.send", 37), ("webhook.deliver", 15), ("invoice.render", 4), ("image.resize", 2)):
-        for at in range(count):
-            kind, message, traceback = ERRORS[name][at % len(ERRORS[name])]
-            ago = 60 + dice.random() * 2_400
-            errors = [
-                {"at": (now - timedelta(seconds=ago + 40 - 30 * each)).isoformat(), "try": each + 1, "class": kind}
-                | {
-                    "message": message,
-                    "traceback": traceback or f"Traceback (most recent call last):\n{kind}: {message}\n",
-                }
-                for each in range(2)
-            ]
-            known[name] = add(name, FAILED, ago, retry_count=2, max_retry_count=2, errors=errors)
-    known["cancelled"] = add("newsletter.weekly", CANCELLED, 900)
-    for name, age in (("rates.fetch", 640), ("report.daily", 29_000), ("queue_kit.queue.insights", 1_900)):
-        add(name, FAILED if name == "rates.fetch" else COMPLETED, age, cron_name=name)
-    for at in range(9):
-        known["scheduled"] = add(
-            "invoice.render",
-            SCHEDULED,
-            100,
-            scheduled_at=now + timedelta(hours=1 + at * 5),
-            unique_key=f"invoice-{7_100 + at}",
-        )
-    for at in range(14):
-        known["ready"] = add(dice.choice(names[:4]), READY, 14 - at)
-    for at in range(3):
-        known["unknown"] = add("legacy.export", READY, 700 - at * 60)
-    for at, worker in enumerate((WORKERS[0], WORKERS[0], WORKERS[1], WORKERS[2], WORKERS[2])):
-        lease = now + timedelta(hours=1)
-        known["running"] = add(names[at % 5], READY, 3 + at, worker_id=worker, lease_until=lease, retry_count=at == 2)
-    return rows, known
+    def add(self, name: str, status: int, age: float, **values: Any) -> int:
+        at = self._now - timedelta(seconds=age)
+        columns = ("unique_key", "errors", "max_retry_count", "worker_id", "cron_name")
+        row = dict.fromkeys(columns) | dict.fromkeys(("created_at", "scheduled_at", "updated_at", "lease_until"), at)
+        row |= {"id": 48_200 + len(self.rows), "name": name, "status": status, "retry_count": 0}
+        self.rows.append(row | {"data": _payload(self._dice, name)} | values)
+        return row["id"]
+
+    def finish(self) -> None:
+        names = self._dice.choices(list(NAMES), [rate for rate, _ in NAMES.values()], k=400)
+        for at, name in enumerate(names):
+            self.add(name, COMPLETED, 3_600 - at * 8, retry_count=int(at % 23 == 0))
+        for name, age in (("report.daily", 29_000), ("queue_kit.queue.insights", 1_900)):
+            self.add(name, COMPLETED, age, cron_name=name)
+
+    def fail(self, known: Known) -> None:
+        for name, count in (("webhook.deliver", 15), ("invoice.render", 4), ("image.resize", 2), ("email.send", 37)):
+            for at in range(count):
+                age = 60 + self._dice.random() * 2_400
+                errors = [self._error(ERRORS[name][at % len(ERRORS[name])], age, attempt) for attempt in (1, 2)]
+                known.failed = self.add(name, FAILED, age, retry_count=2, max_retry_count=2, errors=errors)
+        self.add("rates.fetch", FAILED, 640, cron_name="rates.fetch", errors=[])
+        known.cancelled = self.add("newsletter.weekly", CANCELLED, 900)
+
+    def _error(self, error: tuple[str, str, str], age: float, attempt: int) -> dict[str, Any]:
+        kind, message, traceback = error
+        at = (self._now - timedelta(seconds=age + 40 * (2 - attempt))).isoformat()
+        traceback = traceback or f"Traceback (most recent call last):\n{kind}: {message}\n"
+        return {"at": at, "try": attempt, "class": kind, "message": message, "traceback": traceback}
+
+    def wait(self, known: Known) -> None:
+        for at in range(9):
+            due = self._now + timedelta(hours=1 + at * 5)
+            known.scheduled = self.add(
+                "invoice.render", SCHEDULED, 100, scheduled_at=due, unique_key=f"invoice-{7_100 + at}"
+            )
+        for at, name in enumerate(self._dice.choices(list(NAMES), k=14)):
+            known.ready = self.add(name, READY, 14 - at)
+        for at in range(3):
+            self.add("legacy.export", READY, 700 - at * 60)
+        lease = self._now + timedelta(hours=1)
+        for at, (name, worker) in enumerate(zip(NAMES, [*WORKERS, *WORKERS], strict=False)):
+            known.running = self.add(name, READY, 3 + at, worker_id=worker, lease_until=lease, retry_count=int(at == 2))
 
 
 def _payload(dice: random.Random, name: str) -> dict[str, Any]:
