@@ -45,6 +45,8 @@ def serving(app: Any) -> Iterator[str]:
         thread = threading.Thread(target=server.run, args=([listening],), name="dashboard")
         thread.start()
         try:
+            while thread.is_alive() and not server.started:
+                thread.join(0.01)
             yield f"http://127.0.0.1:{listening.getsockname()[1]}{PREFIX}"
         finally:
             server.should_exit = True

@@ -9,11 +9,13 @@ const connection = document.getElementById("connection");
 let timer = 0;
 let delay = PERIOD;
 let sending = false;
+let shown = "";
 
 // --- one document into another, so that focus, selection and what is open or ticked stays ---
 
 function keyOf(node) {
-  return node.nodeType === Node.ELEMENT_NODE ? node.id || node.dataset.key || "" : "";
+  if (node.nodeType !== Node.ELEMENT_NODE) return "";
+  return node.getAttribute("id") || node.getAttribute("data-key") || ""; // `form.id` would be its field of that name
 }
 
 function alike(old, fresh) {
@@ -124,7 +126,7 @@ if (liveButton !== null) {
 
 document.addEventListener("submit", async (event) => {
   const form = event.target;
-  if (form.method !== "post") return;
+  if (form.getAttribute("method") !== "post") return;
   event.preventDefault();
   if (sending) return;
   sending = true;
@@ -173,7 +175,10 @@ function forgetNotice() {
   here.searchParams.delete("notice");
   here.searchParams.delete("count");
   history.replaceState(null, "", here);
+  shown = here.pathname + here.search;
 }
 
-window.addEventListener("popstate", () => location.reload());
 forgetNotice();
+window.addEventListener("popstate", () => {
+  if (location.pathname + location.search !== shown) location.reload(); // else it was a link within the page
+});
