@@ -4,13 +4,15 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
-from sqlalchemy import event
+from sqlalchemy import Select, event
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import ORMExecuteState, defer
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from queue_kit import _statements
+from queue_kit._reach import MAX_ID
 from queue_kit.cron_jobs import list_cron_jobs
 from queue_kit.dashboard._access import access_of
 from queue_kit.dashboard._asking import choice, id_of, words
@@ -33,6 +35,9 @@ T = TypeVar("T")
 
 PAGE = 50
 """Jobs on a page."""
+
+LOOKED_BACK = 50_000
+"""Jobs that are looked through for those of a name: some 20 ms. An older page looks further."""
 
 GROUPS = 20
 """Failures on the overview."""
@@ -112,7 +117,9 @@ class Pages:
             job_id = id_of(looked_for)
             if job_id is not None and await get_job(session, job_id) is not None:
                 return see(f"jobs/{job_id}")
-            _leave_payloads(session)
+            # Nothing finds the finished jobs of a name but reading back through all of them.
+            back_to = await _far_enough(session, after) if name and state in ("", JobState.completed) else 0
+            _look_at(session, back_to)
             rows = await list_jobs(
                 session,
                 state=JobState(state) if state else None,
@@ -127,6 +134,7 @@ class Pages:
             "jobs.html",
             rows=[(row, failures_of(row.errors, is_hidden=self._hides(request)(row.name))[:1]) for row in rows[:PAGE]],
             older=rows[PAGE - 1].id if len(rows) > PAGE else None,
+            back_to=back_to if len(rows) <= PAGE else 0,
             filters={"q": looked_for, "name": name, "state": state, "age": age},
             after=after,
             names=(await self._insights.get()).by_name,
@@ -165,10 +173,21 @@ class Pages:
         return lambda name: self._privacy.hides(name, access)
 
 
-def _leave_payloads(session: AsyncSession) -> None:
-    """A list shows no payloads, of which each may be a megabyte."""
+async def _far_enough(session: AsyncSession, after: int | None) -> int:
+    """The id behind which a list does not look; 0 when there is nothing."""
+    first, last = (await session.execute(_statements.id_range(), {"after": 0})).one()
+    if first is None:
+        return 0
+    floor = (min(after or MAX_ID, int(last) + 1)) - LOOKED_BACK
+    return floor if floor > first else 0
 
-    def without(execution: ORMExecuteState) -> None:
-        execution.statement = execution.statement.options(defer(JobRow.data, raiseload=True))
 
-    event.listen(session.sync_session, "do_orm_execute", without)
+def _look_at(session: AsyncSession, back_to: int) -> None:
+    """Let a list read no payloads, of which each may be a megabyte, and no jobs behind an id."""
+
+    def narrowed(execution: ORMExecuteState) -> None:
+        if isinstance(execution.statement, Select) and execution.is_orm_statement:
+            leaner = execution.statement.options(defer(JobRow.data, raiseload=True))
+            execution.statement = leaner.where(JobRow.id >= back_to) if back_to else leaner
+
+    event.listen(session.sync_session, "do_orm_execute", narrowed)

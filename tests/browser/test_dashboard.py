@@ -323,12 +323,8 @@ def test_what_others_write_stays_text(browser, tmp_path):
             assert re.sub(r"\s+", " ", text).strip() in re.sub(r"\s+", " ", page.locator("body").inner_text()), text
             given = quote(text, safe="")
             said = "&".join(f"{field}={given}" for field in ("q", "name", "notice", "count", "error_class", "message"))
-            for path in (
-                f"/jobs?{said}",
-                f"/jobs?state={given}",
-                f"/jobs/confirm?action=retry&{said}",
-                f"/jobs/{given}",
-            ):
+            queries = [f"/jobs?{said}", f"/jobs?state={given}", f"/jobs/confirm?action=retry&{said}"]
+            for path in queries if "\n" in text else [*queries, f"/jobs/{given}"]:  # a mount takes no line breaks
                 page.goto(base + path)
                 assert page.evaluate(FOREIGN) == [], path
         page.goto(f"{base}/")
