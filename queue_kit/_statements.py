@@ -20,11 +20,13 @@ from sqlalchemy import (
     Float,
     Integer,
     SmallInteger,
+    SQLColumnExpression,
     Text,
     Uuid,
     and_,
     bindparam,
     case,
+    cast,
     delete,
     exists,
     false,
@@ -38,6 +40,7 @@ from sqlalchemy import (
     text,
     true,
     tuple_,
+    union_all,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert as insert_or_skip
@@ -49,15 +52,17 @@ from queue_kit._dialect import (
     UtcDateTime,
     any_row,
     as_utc_text,
+    beginning_of,
     clock_time,
     flushed_later,
     json_batch,
     json_text,
-    last_error,
+    last_element,
     member_of,
     never,
     row_pointer,
     seconds_until,
+    sorted_by,
     statement_time,
     text_size,
     time_from_now,
@@ -90,7 +95,7 @@ _SCHEDULED = JOB.status == literal_column(str(SCHEDULED))
 _FAILED = JOB.status == literal_column(str(FAILED))
 
 
-def _is_live(status: ColumnElement[int]) -> ColumnElement[bool]:
+def _is_live(status: SQLColumnExpression[int]) -> ColumnElement[bool]:
     return status < literal_column(str(COMPLETED))
 
 
@@ -833,6 +838,12 @@ def in_state(state: JobState) -> ColumnElement[bool]:
             return JOB.status == literal_column(str(numbers[state]))
 
 
+def newest_first(state: JobState | None) -> ColumnElement[int]:
+    """The order of a page of jobs, all or in one state: those of a state that has an index of its own are sorted."""
+    has_index = state in (JobState.scheduled, JobState.ready, JobState.running, JobState.failed)
+    return (sorted_by(JOB.id) if has_index else JOB.id).desc()
+
+
 _ONE = JOB.id == bindparam("job_id", type_=BIGINT)
 
 
@@ -925,25 +936,27 @@ def created_behind() -> Executable:
 def failed_lately() -> Executable:
     """The jobs that failed last, the latest first, with the beginnings of their last error's texts. Parameters:
     `limit`. Returns `id, name, updated_at, error_class, message, reason`."""
-    return (
-        select(
-            JOB.id,
-            JOB.name,
-            JOB.updated_at,
-            last_error(JOB.errors, "class").label("error_class"),
-            last_error(JOB.errors, "message").label("message"),
-            last_error(JOB.errors, "reason").label("reason"),
-        )
+    lately = (
+        select(JOB.id, JOB.name, JOB.updated_at, last_element(JOB.errors).label("error"))
         .where(_FAILED)
         .order_by(JOB.updated_at.desc())
         .limit(bindparam("limit", type_=Integer()))
+        .subquery("lately")
+        .c
     )
+    texts = {"error_class": "class", "message": "message", "reason": "reason"}
+    return select(
+        lately.id,
+        lately.name,
+        lately.updated_at,
+        *(beginning_of(lately.error, key).label(label) for label, key in texts.items()),
+    ).order_by(lately.updated_at.desc())
 
 
 @cache
 def cancelled_ids() -> Executable:
     """The newest cancelled jobs. Parameters: `of_name` (or None), `limit`."""
-    return _ids_of(in_state(JobState.cancelled)).order_by(JOB.id.desc())
+    return _ids_of(in_state(JobState.cancelled), order=(JOB.id.desc(),))
 
 
 @cache
@@ -952,10 +965,10 @@ def live_ids(state: JobState | None) -> Executable:
     return _ids_of(or_(_SCHEDULED, _READY) if state is None else in_state(state))
 
 
-def _ids_of(condition: ColumnElement[bool]) -> Any:
+def _ids_of(condition: ColumnElement[bool], order: Iterable[ColumnElement[int]] = ()) -> Executable:
     of_name = _text("of_name")
     named = or_(of_name.is_(None), JOB.name == of_name)
-    return select(JOB.id).where(condition, named).limit(bindparam("limit", type_=Integer()))
+    return select(JOB.id).where(condition, named).order_by(*order).limit(bindparam("limit", type_=Integer()))
 
 
 @cache
@@ -971,13 +984,16 @@ def counts() -> Executable:
     """How many live and failed jobs there are by name and state, and for how long the first due one waits."""
     waiting_since = func.min(case((_is_due(), JOB.scheduled_at)))
     group = case((_is_due(), literal("pending")), else_=JobRow.state)
-    return (
+    live = (
         select(
             JOB.name, group.label("state"), func.count().label("count"), seconds_until(waiting_since).label("due_in")
         )
-        .where(or_(_SCHEDULED, _READY, _FAILED))
+        .where(or_(_SCHEDULED, _READY))
         .group_by(JOB.name, group)
     )
+    # Apart, since an index alone answers it: failed jobs lie all over the table.
+    failed = select(JOB.name, literal(JobState.failed.value), func.count(), cast(null(), Float(53)))
+    return union_all(live, failed.where(_FAILED).group_by(JOB.name))
 
 
 def _is_due() -> ColumnElement[bool]:

@@ -46,7 +46,7 @@ async def retry_jobs(
     """Queue many failed or cancelled jobs again, as `retry_job` does with one; what is in conflict is skipped.
 
     Either `ids`, or a filter: a `state` (`failed`, which is the default, or `cancelled`), a `name`, and of failed jobs
-    the `error_class` and `message` of a `FailureGroup`. A filter looks at the 5,000 jobs that failed last, or at the
+    the `error_class` and `message` of a `FailureGroup`. A filter looks at the 2,000 jobs that failed last, or at the
     newest cancelled ones. At most `limit` (1 to 1,000) are changed: `more` tells whether to call again. With `dry_run`
     nothing is changed, and `changed` is how many jobs fit.
 

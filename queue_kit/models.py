@@ -89,6 +89,7 @@ class JobRow(Base):
         Index("queue_kit_job_cron_live", "cron_name", unique=True, **_where("status < 2 AND cron_name IS NOT NULL")),
         Index("queue_kit_job_key", "unique_key", "id", **_where("unique_key IS NOT NULL")),
         Index("queue_kit_job_cron", "cron_name", "id", **_where("cron_name IS NOT NULL")),
+        Index("queue_kit_job_failed_name", "name", "id", **_where("status = 3")),
         Index("queue_kit_job_cancelled", "id", **_where("status = 4")),
         CheckConstraint("priority >= 0", name="priority"),
         CheckConstraint("status BETWEEN 0 AND 4", name="status"),

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -124,11 +124,9 @@ async def run_job_now(db: Database, job_id: int) -> None:
                 await session.run_sync(lambda sync: cron.hasten(sync.execute, entry))
         if (await session.execute(_statements.run_now(), {"job_id": job_id})).first() is None:
             row = await _get(session, job_id)
-            raise (
-                JobConflict(job_id, f"is {row.state}; only a job that waits can be run now")
-                if row
-                else JobNotFound(job_id)
-            )
+            if row is None:
+                raise JobNotFound(job_id)
+            raise JobConflict(job_id, f"is {row.state}; only a job that waits can be run now")
         await notify(session, JOB_CHANNEL)
 
 
@@ -156,9 +154,10 @@ async def list_jobs(
     """
     check_database(db)
     check_limit(limit, MAX_PAGE)
-    query = select(JobRow).order_by(JobRow.id.desc()).limit(limit)
+    state = None if state is None else JobState(state)
+    query = select(JobRow).order_by(_statements.newest_first(state)).limit(limit)
     if state is not None:
-        query = query.where(_statements.in_state(JobState(state)))
+        query = query.where(_statements.in_state(state))
     for column, word in (("name", name), ("unique_key", unique_key), ("cron_name", cron_name)):
         check_words(word, column)
         if word is not None:
@@ -173,7 +172,7 @@ async def list_jobs(
     _check_time(created_after, "created_after")
     _check_time(created_before, "created_before")
     async with session_on(db) as session:
-        query = await _within(session, query, created_after, created_before)
+        query = query.where(*await _created(session, created_after, created_before))
         return list((await session.scalars(query, execution_options={"populate_existing": True})).all())
 
 
@@ -186,15 +185,14 @@ def _check_time(value: object, argument: str) -> None:
         raise ValueError(f"{argument} has no time zone; use datetime.now(UTC)")
 
 
-async def _within(
-    session: AsyncSession, query: Select[tuple[JobRow]], after: datetime | None, before: datetime | None
-) -> Select[tuple[JobRow]]:
-    """Bound a query by times of creation, and so that it is quick by ids: no index has the times."""
+async def _created(session: AsyncSession, after: datetime | None, before: datetime | None) -> list[ColumnElement[bool]]:
+    """Conditions for times of creation. No index has the times, so the ids bound what is read."""
+    conditions: list[ColumnElement[bool]] = []
     if after is not None:
-        query = query.where(JobRow.created_at >= after, JobRow.id >= await _id_at(session, after) - OUT_OF_ORDER)
+        conditions += [JobRow.created_at >= after, JobRow.id >= await _id_at(session, after) - OUT_OF_ORDER]
     if before is not None:
-        query = query.where(JobRow.created_at < before, JobRow.id < await _id_at(session, before) + OUT_OF_ORDER)
-    return query
+        conditions += [JobRow.created_at < before, JobRow.id < await _id_at(session, before) + OUT_OF_ORDER]
+    return conditions
 
 
 async def _id_at(session: AsyncSession, instant: datetime) -> int:

@@ -1,5 +1,5 @@
-"""What runs came to, by minute and name; and indexes to look for finished jobs by key, by cron entry, and for cancelled
-ones. An older library goes on working: it knows nothing of either.
+"""What runs came to, by minute and name; and indexes to look for finished jobs by key and by cron entry, and for failed
+and cancelled ones. An older library goes on working: it knows nothing of either.
 """
 
 import sqlalchemy as sa
@@ -13,10 +13,11 @@ depends_on = None
 _INSTANT = sa.DateTime(timezone=True).with_variant(sa.Text(), "sqlite")
 _NAME = sa.Text(collation="C").with_variant(sa.Text(), "sqlite")
 
-# Of all jobs only those that have a key, belong to a cron entry or were cancelled have an entry in one of these.
+# A job that has no key, belongs to no cron entry and completes has no entry in any of these.
 INDEXES = {
     "queue_kit_job_key": "queue_kit_job (unique_key, id) WHERE unique_key IS NOT NULL",
     "queue_kit_job_cron": "queue_kit_job (cron_name, id) WHERE cron_name IS NOT NULL",
+    "queue_kit_job_failed_name": "queue_kit_job (name, id) WHERE status = 3",
     "queue_kit_job_cancelled": "queue_kit_job (id) WHERE status = 4",
 }
 

@@ -37,13 +37,22 @@ from queue_kit import (
     add_job,
     add_jobs,
     cancel_job,
+    cancel_jobs,
+    failure_groups,
     get_job,
     job_queue_insights,
+    list_cron_jobs,
     list_jobs,
+    list_workers,
     migrate,
+    pause_cron_job,
     queue_insights,
     register_cron_jobs,
+    resume_cron_job,
     retry_job,
+    retry_jobs,
+    run_cron_job,
+    throughput,
 )
 from queue_kit.cli import main
 from tests.conftest import Server
@@ -360,8 +369,31 @@ async def test_s7_each_role_does_its_work(roles, caplog):
     assert (await queue_insights(roles["read"])).by_name["later"].scheduled == 3
     await retry_job(roles["worker"], failed.id)
     assert await cancel_job(roles["worker"], failed.id) is JobState.cancelled
+    assert [each.name for each in await list_cron_jobs(roles["read"])] == ["tick"]
+    assert [group.error_class for group in await failure_groups(roles["read"])] == []
+    assert await list_workers(roles["read"]) == []
+    assert len(await throughput(roles["read"])) == 60
+    assert await raw(roles["read"], "SELECT sum(completed), sum(failed) FROM queue_kit_history") == [(3, 1)]
+    await run_cron_job(roles["worker"], "tick")
+    await pause_cron_job(roles["worker"], "tick")
+    await resume_cron_job(roles["worker"], "tick")
+    assert (await retry_jobs(roles["worker"], [failed.id])).changed == 1
+    assert (await cancel_jobs(roles["worker"], name="fails")).changed == 1
     async with roles["read"].connect() as connection:
         await migrate.check_schema(connection)
+
+
+async def test_s7_a_worker_that_may_not_write_history_works_on(roles, caplog):
+    caplog.set_level(logging.WARNING, "queue_kit")
+    await roles.execute(roles["migrate"], ["REVOKE ALL ON queue_kit_history FROM app_worker"])
+    await add_job(roles["enqueue"], "works")
+
+    async def works(event, session, job):
+        await session.execute(text("SELECT 1"))
+
+    assert (await QueueWorker(roles["worker"], {"works": works}).drain())["completed"] == 1
+    (said,) = [record.message for record in caplog.records]
+    assert "permission denied for table queue_kit_history" in said
 
 
 async def test_s7_each_role_does_no_more(roles):
@@ -390,6 +422,7 @@ async def test_s7_each_role_does_no_more(roles):
             "INSERT INTO queue_kit_job (name, worker_id) VALUES ('x', gen_random_uuid())",
             "INSERT INTO queue_kit_cron SELECT * FROM queue_kit_cron",
             "UPDATE queue_kit_worker SET idle_until = 'infinity'",
+            "DELETE FROM queue_kit_history",
         )
     await refused(
         roles["enqueue"],
@@ -398,6 +431,7 @@ async def test_s7_each_role_does_no_more(roles):
         "SELECT name FROM queue_kit_job",
         "SELECT host FROM queue_kit_worker",
         "SELECT * FROM queue_kit_cron",
+        "SELECT * FROM queue_kit_history",
     )
     await refused(roles["read"], "INSERT INTO queue_kit_job (name) VALUES ('x')")
     with pytest.raises(DBAPIError, match="permission denied"):
