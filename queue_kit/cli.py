@@ -130,6 +130,34 @@ def bench(url: URL, jobs: int, as_json: bool) -> None:
     click.echo(json.dumps(dataclasses.asdict(figures), indent=2) if as_json else _bench.as_table(figures))
 
 
+@main.command("dashboard")
+@_database
+@click.option("--port", type=click.IntRange(0, 65_535), default=8_765, show_default=True, help="0 takes a free one.")
+@click.option("--read-only", is_flag=True, help="Change nothing, whatever is pressed.")
+def dashboard_command(url: URL, port: int, read_only: bool) -> None:
+    """Serve the dashboard to the browser of this machine, until Ctrl-C.
+
+    The address that is printed ends with a key that is new each time: only who knows it sees anything. Needs
+    pip install 'queue-kit[dashboard]'.
+
+    \b
+    Example:
+      queue-kit dashboard --read-only
+    """
+
+    async def serve(engine: AsyncEngine) -> None:
+        try:
+            from queue_kit.dashboard import _local
+        except ImportError as error:
+            raise ConfigurationError(f"{error}") from None
+        async with engine.connect() as connection:
+            await migrate.check_schema(connection)
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        await _local.serve(engine, port=port, may_act=not read_only, announce=click.echo)
+
+    _on_database(url, serve)
+
+
 @main.command()
 @click.argument("target", metavar="MODULE:ATTR")
 def work(target: str) -> None:

@@ -14,6 +14,7 @@ class Access:
     `who` names them in the audit log. `act` lets them retry, cancel, run and pause; without it they only read.
     `payloads` shows them what jobs carry, and the texts of errors, which often quote it.
 
+    >>> from queue_kit.dashboard import Access
     >>> Access("ada", act=True).payloads
     True
     """

@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 import queue_kit
-from queue_kit import migrate
+from queue_kit import dashboard, migrate
 
 SNAPSHOT = Path(__file__).with_name("api.txt")
 
@@ -27,6 +27,7 @@ def public() -> dict[str, Any]:
     names = {name: getattr(queue_kit, name) for name in queue_kit.__all__}
     functions = inspect.getmembers(migrate, inspect.isfunction)
     own = {f"migrate.{name}": each for name, each in functions if each.__module__ == migrate.__name__}
+    own |= {f"dashboard.{name}": getattr(dashboard, name) for name in ("Access", "dashboard")}
     return {name: value for name, value in {**names, **own}.items() if not name.startswith(("_", "migrate._"))}
 
 

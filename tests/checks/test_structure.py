@@ -41,10 +41,18 @@ def imports() -> set[str]:
     return found - sys.stdlib_module_names - {"queue_kit"}
 
 
+def optional() -> set[str]:
+    """What only an extra brings."""
+    extras = PROJECT["project"]["optional-dependencies"]
+    return {distribution(each) for names in extras.values() for each in names} - {"queue_kit"}
+
+
 def test_what_is_imported_is_declared_and_the_reverse():
     declared = {distribution(each) for each in PROJECT["project"]["dependencies"]}
+    imported = {PARTS.get(name, name) for name in imports()}
     # SQLAlchemy imports asyncpg when it makes an engine, zoneinfo reads tzdata on Windows.
-    assert {PARTS.get(name, name) for name in imports()} | {"asyncpg", "tzdata"} == declared
+    assert imported - optional() | {"asyncpg", "tzdata"} == declared
+    assert {"starlette", "jinja2", "uvicorn"} <= imported
 
 
 @pytest.mark.parametrize("module", ["queue_kit", "queue_kit.cli"])
@@ -53,11 +61,9 @@ def test_an_import_needs_no_extra_and_stays_light(module):
     done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert "sqlalchemy" in loaded
-    extras = PROJECT["project"]["optional-dependencies"]
-    optional = {distribution(each) for names in extras.values() for each in names} - {"queue_kit"}
-    assert {"aiosqlite", "rich", "fastapi"} < optional
+    assert {"aiosqlite", "rich", "fastapi", "starlette"} < optional()
     # pydantic is loaded by the first typed handler, the driver by the first engine.
-    assert loaded & (optional | {"pydantic", "asyncpg"}) == set()
+    assert loaded & (optional() | {"pydantic", "asyncpg"}) == set()
 
 
 def test_types_are_imported_for_all_to_see():
@@ -85,3 +91,25 @@ def test_the_tests_need_no_plugin_that_is_not_declared():
 def test_the_version_is_said_once():
     assert "version" in PROJECT["project"]["dynamic"]
     assert re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc)\d+)?", queue_kit.__version__)
+
+
+@pytest.mark.parametrize(
+    ("module", "missing", "extra"),
+    [
+        ("queue_kit.dashboard", "starlette", "dashboard"),
+        ("queue_kit.dashboard", "jinja2", "dashboard"),
+    ],
+)
+def test_what_needs_an_extra_says_which(module, missing, extra):
+    lines = f"import sys; sys.modules[{missing!r}] = None; import {module}"
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"pip install 'queue-kit[{extra}]'" in done.stderr.splitlines()[-1]
+
+
+def test_what_the_dashboard_brings_along_has_its_licence():
+    static = PACKAGE / "dashboard" / "static"
+    own = {"dashboard.css", "dashboard.js", "favicon.svg"}
+    brought = {path.name for path in static.iterdir() if not path.name.endswith(".LICENSE.txt")} - own
+    assert brought == {"inter.woff2"}
+    assert all((static / f"{name.partition('.')[0]}.LICENSE.txt").stat().st_size > 1_000 for name in brought)

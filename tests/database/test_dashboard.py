@@ -30,7 +30,7 @@ from queue_kit import (
     pause_cron_job,
     register_cron_jobs,
 )
-from queue_kit.dashboard import Access, dashboard
+from queue_kit.dashboard import Access, _pages, dashboard
 from queue_kit.dashboard._pool import Pool
 from queue_kit.models import FAILED, JobRow, WorkerRow
 from tests.support import change, row_of, until
@@ -326,6 +326,21 @@ async def test_pages_of_jobs_go_back_to_the_first(ada, engine):
         older = re.search(r'href="(\?[^"]*after=[^"]*)"', text)
         query = "/jobs" + older[1].replace("&amp;", "&") if older else ""
     assert len(seen) == len(set(seen)) == 120
+
+
+async def test_a_rare_name_is_looked_for_as_far_back_as_one_says(ada, engine, monkeypatch):
+    monkeypatch.setattr(_pages, "LOOKED_BACK", 10)
+    rare = await add_job(engine, "rare")
+    async with engine.begin() as connection:
+        await connection.execute(insert(JobRow.__table__), [{"name": "many"}] * 25)
+    query, looks = "?name=rare", 0
+    while f'data-key="{rare}"' not in (text := (await ada.get(f"/jobs{query}")).text):
+        further = re.search(r'href="(\?[^"]*after=\d+)" rel="next">Look further back', text)
+        assert further
+        query, looks = further[1].replace("&amp;", "&"), looks + 1
+    assert looks == 2
+    assert "further back" not in text
+    assert "further back" not in (await ada.get("/jobs?name=rare&state=ready")).text
 
 
 async def test_a_list_reads_no_payloads(ada, engine):
