@@ -8,6 +8,7 @@ then open http://localhost:8080/queue/ and give the password of DASHBOARD_PASSWO
 Runs on an SQLite file, `orders.db`, unless DATABASE_URL says otherwise (postgresql+asyncpg://user@host/name).
 """
 
+import asyncio
 import base64
 import hmac
 import os
@@ -35,11 +36,13 @@ def asgi_handler(app: AsgiApp, prefix: str) -> Callable[[web.Request], Awaitable
     async def handle(request: web.Request) -> web.StreamResponse:
         if (request.content_length or 0) > MAX_BODY:
             raise web.HTTPRequestEntityTooLarge(MAX_BODY, request.content_length or 0)
-        body = await request.read()
+        messages: list[Message] = [{"type": "http.request", "body": await request.read(), "more_body": False}]
         response = web.Response()
 
         async def receive() -> Message:
-            return {"type": "http.request", "body": body, "more_body": False}
+            if not messages:
+                await asyncio.Event().wait()  # for the end of the connection, which cancels this
+            return messages.pop()
 
         async def send(message: Message) -> None:
             if message["type"] == "http.response.start":
