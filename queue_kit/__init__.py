@@ -34,7 +34,7 @@ from queue_kit.event import AbortToken, Event, Span
 from queue_kit.failures import FailureGroup, failure_groups
 from queue_kit.fleet import HeldJob, WorkerInfo, list_workers
 from queue_kit.handlers import Handlers, NamedHandler
-from queue_kit.history import ThroughputPoint, throughput
+from queue_kit.history import ThroughputPoint, throughput, throughput_by_name
 from queue_kit.hooks import Enqueued, Settled, Started, WorkerState, install_hooks
 from queue_kit.job import Job, JobState, NewJob, Outcome, Verdict
 from queue_kit.maintenance import job_queue_cleanup, job_queue_insights
@@ -127,4 +127,5 @@ __all__ = [
     "run_job_now",
     "sqlite_engine",
     "throughput",
+    "throughput_by_name",
 ]

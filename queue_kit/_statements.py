@@ -803,19 +803,23 @@ def prune_history() -> Executable:
 @cache
 def history() -> Executable:
     """What runs came to, minute by minute. Parameters: `since`, `until`, `of_name` (or None: all together)."""
-    of_name = bindparam("of_name", type_=Text())
+    of_name = _text("of_name")
+    statement: Executable = _past(PAST.minute).where(or_(of_name.is_(None), PAST.name == of_name))
+    return statement
+
+
+@cache
+def history_by_name() -> Executable:
+    """What runs came to, name by name. Parameters: `since`, `until`."""
+    statement: Executable = _past(PAST.name)
+    return statement
+
+
+def _past(by: ColumnElement[Any]) -> Any:
     sums = [func.sum(PAST[column]).label(column) for column in (*Verdict, "run_seconds", "wait_seconds")]
     longest = [func.max(PAST[column]).label(column) for column in ("longest_run", "longest_wait")]
-    return (
-        select(PAST.minute, *sums, *longest)
-        .where(
-            PAST.minute >= bindparam("since", type_=UtcDateTime()),
-            PAST.minute < bindparam("until", type_=UtcDateTime()),
-            or_(of_name.is_(None), PAST.name == of_name),
-        )
-        .group_by(PAST.minute)
-        .order_by(PAST.minute)
-    )
+    since, until = (bindparam(name, type_=UtcDateTime()) for name in ("since", "until"))
+    return select(by, *sums, *longest).where(PAST.minute >= since, PAST.minute < until).group_by(by).order_by(by)
 
 
 # --- operate ----------------------------------------------------------------------------------------------------------

@@ -1,12 +1,13 @@
 """Throughput over time, as the workers have written it down minute by minute."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Row
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from queue_kit import _statements
 from queue_kit._database import Database
@@ -71,12 +72,35 @@ async def throughput(
     width = next((width for width in _WIDTHS if minutes <= width * MOST_POINTS), _WIDTHS[-1])
     count = math.ceil(minutes / width)
     async with session_on(db) as session:
-        now: datetime = (await session.execute(_statements.database_time())).scalar_one()
-        end = int((now.timestamp() - _SETTLED_BY) // MINUTE)
+        end = await _last_end(session)
         first = end - count * width
         span = {"since": _at(first), "until": _at(end), "of_name": name}
         rows = (await session.execute(_statements.history(), span)).all()
-    return list(_points(rows, first, width, count))
+    buckets: list[list[Row[Any]]] = [[] for _ in range(count)]
+    for row in rows:
+        buckets[(int(row.minute.timestamp() // MINUTE) - first) // width].append(row)
+    return [_point(bucket, first + number * width, width) for number, bucket in enumerate(buckets)]
+
+
+async def throughput_by_name(db: Database, *, last: Seconds = timedelta(hours=1)) -> dict[str, ThroughputPoint]:
+    """What the workers did during the `last` seconds, name by name: one point each, which ends with the last whole
+    minute. A name that nothing ran under is not there. Raises `ValueError` for times that `throughput` refuses.
+
+    >>> async def busiest(engine):
+    ...     points = await throughput_by_name(engine)
+    ...     return max(points, key=lambda name: points[name].runs, default=None)
+    """
+    minutes = _minutes(last)
+    async with session_on(db) as session:
+        end = await _last_end(session)
+        span = {"since": _at(end - minutes), "until": _at(end)}
+        rows = (await session.execute(_statements.history_by_name(), span)).all()
+    return {row.name: _point([row], end - minutes, minutes) for row in rows}
+
+
+async def _last_end(session: AsyncSession) -> int:
+    now: datetime = (await session.execute(_statements.database_time())).scalar_one()
+    return int((now.timestamp() - _SETTLED_BY) // MINUTE)
 
 
 def _minutes(last: Seconds) -> int:
@@ -90,19 +114,15 @@ def _at(minute: int) -> datetime:
     return datetime.fromtimestamp(minute * MINUTE, UTC)
 
 
-def _points(rows: list[Row[Any]] | Any, first: int, width: int, count: int) -> Iterator[ThroughputPoint]:
-    buckets: list[list[Row[Any]]] = [[] for _ in range(count)]
-    for row in rows:
-        buckets[(int(row.minute.timestamp() // MINUTE) - first) // width].append(row)
-    for number, bucket in enumerate(buckets):
-        ends = {verdict.value: sum(getattr(row, verdict) for row in bucket) for verdict in Verdict}
-        runs = sum(ends.values())
-        yield ThroughputPoint(
-            _at(first + number * width),
-            width * MINUTE,
-            **ends,
-            mean_run=sum(row.run_seconds for row in bucket) / runs if runs else None,
-            longest_run=max((row.longest_run for row in bucket), default=0.0),
-            mean_wait=sum(row.wait_seconds for row in bucket) / runs if runs else None,
-            longest_wait=max((row.longest_wait for row in bucket), default=0.0),
-        )
+def _point(rows: Sequence[Row[Any]], first: int, minutes: int) -> ThroughputPoint:
+    ends = {verdict.value: sum(getattr(row, verdict) for row in rows) for verdict in Verdict}
+    runs = sum(ends.values())
+    return ThroughputPoint(
+        _at(first),
+        minutes * MINUTE,
+        **ends,
+        mean_run=sum(row.run_seconds for row in rows) / runs if runs else None,
+        longest_run=max((row.longest_run for row in rows), default=0.0),
+        mean_wait=sum(row.wait_seconds for row in rows) / runs if runs else None,
+        longest_wait=max((row.longest_wait for row in rows), default=0.0),
+    )

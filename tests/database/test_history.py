@@ -10,7 +10,17 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from queue_kit import Discard, Handlers, QueueWorker, Snooze, _history, add_job, add_jobs, throughput
+from queue_kit import (
+    Discard,
+    Handlers,
+    QueueWorker,
+    Snooze,
+    _history,
+    add_job,
+    add_jobs,
+    throughput,
+    throughput_by_name,
+)
 from queue_kit.job import NewJob
 from queue_kit.models import HistoryRow
 from tests.database.clock import WAYS, database_now, reach
@@ -189,6 +199,22 @@ async def test_points_become_coarser_and_lose_nothing(engine, last, count, secon
     assert [point.seconds for point in points] == [seconds] * count
     if minutes > 1:
         assert sum(point.completed for point in points) == len({2, max(minutes // 2, 2), minutes - 2})
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_each_name_has_a_point_of_its_own(engine, way):
+    await note(engine, minutes_ago=2, completed=6, run_seconds=3.0, longest_run=2.5)
+    await note(engine, minutes_ago=3, completed=2, failed=2, run_seconds=2.0, longest_run=1.5)
+    await note(engine, minutes_ago=3, name="b", failed=1)
+    await note(engine, minutes_ago=20, name="c", completed=1)
+    async with reach(engine, way) as db:
+        points = await throughput_by_name(db, last=600)
+    assert list(points) == ["a", "b"]
+    assert (points["a"].completed, points["a"].failed, points["a"].runs, points["b"].failed) == (8, 2, 10, 1)
+    assert (points["a"].seconds, points["a"].mean_run, points["a"].longest_run) == (600.0, 0.5, 2.5)
+    assert points["a"].at == points["b"].at
+    with pytest.raises(ValueError, match="last is from 60 seconds"):
+        await throughput_by_name(engine, last=0)
 
 
 @pytest.mark.parametrize("last", [0, 59, -1, float("nan"), float("inf"), 15 * 86_400, True, "1h", None])

@@ -83,6 +83,21 @@ async def test_downgrade_leaves_nothing_and_upgrade_comes_back(engine):
     await check(engine)
 
 
+async def test_from_version_1_every_job_is_kept_and_every_index_is_built(engine):
+    await execute(engine, "INSERT INTO queue_kit_job (name, unique_key) VALUES ('kept', 'k')")
+    await migrate.downgrade(engine, to=1)
+    assert await migrate.schema_version(engine) == 1
+    assert await tables(engine) == OURS - {"queue_kit_history"}
+    await migrate.upgrade(engine)
+    assert await migrate.schema_version(engine) == 2
+    assert await tables(engine) == OURS
+    assert await execute(engine, "SELECT name, unique_key FROM queue_kit_job") == [("kept", "k")]
+    async with engine.connect() as connection:
+        found = await connection.run_sync(lambda sync: inspect(sync).get_indexes("queue_kit_job"))
+    new = {"queue_kit_job_key", "queue_kit_job_cron", "queue_kit_job_cancelled", "queue_kit_job_failed_name"}
+    assert new <= {index["name"] for index in found}
+
+
 async def test_a_failed_migration_leaves_nothing_behind(empty):
     await execute(empty, "CREATE TABLE queue_kit_schema (mine INTEGER)")
     with pytest.raises(DBAPIError, match="already exists"):
