@@ -64,8 +64,12 @@ def dashboard(
         return renderer.refusal(request, error)
 
     async def unreachable(request: Request, error: Exception) -> Response:
-        _logger.warning("a page could not be read from the database: %s", in_a_line(error))
-        detail = "The database did not answer in time, or it has no queue. The log says more; this page tries again."
+        _logger.warning("the database did not serve the dashboard: %s", in_a_line(error))
+        detail = (
+            "The database did not take the change, or did not answer in time. Look before you try again."
+            if request.method == "POST"
+            else "The database did not answer in time, or has no queue that may be read. The page tries again."
+        )
         return renderer.refusal(request, HTTPException(503, detail))
 
     app = Starlette(

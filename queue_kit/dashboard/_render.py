@@ -30,7 +30,7 @@ TITLES = {
     409: "It is too late for that",
     413: "Too large",
     415: "Not a form",
-    503: "The queue cannot be read",
+    503: "The queue does not answer",
 }
 
 

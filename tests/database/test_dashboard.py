@@ -557,8 +557,8 @@ async def test_a_database_that_does_not_answer_is_a_page_and_a_line(caplog):
     async with visiting(dashboard(engine, authorize=lambda _: Access("ada"))) as ada:
         answer = await ada.get("/")
     assert answer.status_code == 503
-    assert "The queue cannot be read" in answer.text
-    assert "could not be read from the database" in caplog.text
+    assert "The queue does not answer" in answer.text
+    assert "the database did not serve the dashboard" in caplog.text
     await engine.dispose()
 
 

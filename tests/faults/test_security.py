@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import httpx
 import pytest
 from click.testing import CliRunner
 from sqlalchemy import URL, inspect, make_url, text
@@ -55,6 +56,7 @@ from queue_kit import (
     throughput,
 )
 from queue_kit.cli import main
+from queue_kit.dashboard import Access, dashboard
 from tests.conftest import Server
 from tests.database.clock import far, make_due
 from tests.database.running import raw
@@ -381,6 +383,25 @@ async def test_s7_each_role_does_its_work(roles, caplog):
     assert (await cancel_jobs(roles["worker"], name="fails")).changed == 1
     async with roles["read"].connect() as connection:
         await migrate.check_schema(connection)
+
+
+async def test_s7_the_dashboard_reads_as_who_only_reads_and_acts_as_a_worker(roles):
+    await add_job(roles["enqueue"], "later", delay=1_000)
+
+    async def pressed(role: str) -> tuple[int, str]:
+        app = dashboard(roles[role], authorize=lambda _: Access("ada", act=True))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as ada:
+            for path in ("/", "/jobs", "/jobs/1", "/names", "/cron", "/workers", "/jobs/confirm?action=retry&name=x"):
+                assert (await ada.get(path)).status_code == 200, path
+            token = re.findall(r'name="token" value="(\w+)"', (await ada.get("/jobs/1")).text)[0]
+            headers = {"sec-fetch-site": "same-origin"}
+            answer = await ada.post("/jobs/1/cancel", data={"token": token}, headers=headers)
+            return answer.status_code, answer.text
+
+    status, text = await pressed("read")
+    assert (status, "did not take the change" in text) == (503, True)
+    assert "permission denied" not in text
+    assert (await pressed("worker"))[0] == 303
 
 
 async def test_s7_a_worker_that_may_not_write_history_works_on(roles, caplog):
