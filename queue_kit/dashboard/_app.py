@@ -100,6 +100,7 @@ class _Files(StaticFiles):
     """The files of the package, which browsers may keep: their addresses change with what is in them."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
+        """A file, with how long it may be kept."""
         response = await super().get_response(path, scope)
         if response.status_code in (200, 304):
             response.headers["cache-control"] = "public, max-age=31536000, immutable"
