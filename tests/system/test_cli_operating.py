@@ -2,8 +2,11 @@
 what a hostile payload does not do to a terminal."""
 
 import asyncio
+import inspect
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -480,3 +483,52 @@ async def test_uvloop_is_used_when_it_is_there_and_named_when_it_is_not(app, eng
     monkeypatch.delitem(sys.modules, "uvloop")
     pytest.importorskip("uvloop")
     assert "1 completed" in await cli("work", "hello_jobs:jobs", "--uvloop", "--drain")
+
+
+# --- the recipes ------------------------------------------------------------------------------------------------------
+
+RECIPES = (Path(__file__).resolve().parents[2] / "docs" / "cli.md").read_text()
+
+
+def recipe(language: str) -> str:
+    found = re.search(rf"```{language}\n(.*?)```", RECIPES, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def test_the_unit_is_one_that_systemd_takes(tmp_path):
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("there is no systemd-analyze here")
+    # The paths are the reader's; a unit is refused whose program is not there.
+    text = recipe("ini").replace("/srv/app/.venv/bin/queue-kit", sys.executable).replace("/srv/app", str(tmp_path))
+    unit = tmp_path / "worker.service"
+    unit.write_text(text.replace("User=app", "User=root"))
+    done = subprocess.run([analyze, "verify", unit], capture_output=True, text=True, timeout=60)
+    about_ours = [line for line in (done.stdout + done.stderr).splitlines() if "worker.service" in line]
+    assert about_ours == []
+
+
+def test_the_recipes_give_a_worker_the_time_to_stop(app):
+    given = re.findall(r"(?:TimeoutStopSec=|terminationGracePeriodSeconds: )(\d+)", RECIPES)
+    defaults = {name: each.default for name, each in inspect.signature(QueueWorker).parameters.items()}
+    assert len(given) == 2
+    assert all(int(seconds) > defaults["grace"] + defaults["cancel_grace"] for seconds in given)
+    commands = re.findall(r"queue-kit (\w+)", recipe("ini")) + re.findall(r'"queue-kit", "(\w+)"', RECIPES)
+    assert sorted(commands) == ["check", "check", "work", "work"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_is_told_how_to_complete(shell, tmp_path):
+    queue_kit = Path(sys.executable).with_name("queue-kit")
+    if not queue_kit.exists():
+        pytest.skip("the command is not installed beside the interpreter")
+    environment = {**os.environ, "_QUEUE_KIT_COMPLETE": f"{shell}_source"}
+    done = subprocess.run([queue_kit], env=environment, capture_output=True, text=True, timeout=60)
+    assert "_QUEUE_KIT_COMPLETE" in done.stdout
+
+
+def test_every_command_is_in_the_document():
+    assert set(re.findall(r"^\| (`.*?) \|", RECIPES, re.MULTILINE))
+    named = set(re.findall(r"`(?:queue-kit )?([a-z]+)[ `]", RECIPES))
+    assert set(main.commands) <= named
