@@ -26,10 +26,10 @@ from queue_kit.dashboard._render import Renderer, see
 from queue_kit.dashboard._shared import Shared
 from queue_kit.failures import failure_groups
 from queue_kit.fleet import list_workers
-from queue_kit.history import throughput
+from queue_kit.history import throughput, throughput_by_name
 from queue_kit.job import JobState
 from queue_kit.models import JobRow
-from queue_kit.operate import get_job, list_jobs, queue_insights
+from queue_kit.operate import NameInsights, get_job, list_jobs, queue_insights
 
 T = TypeVar("T")
 
@@ -56,6 +56,7 @@ class Pages:
         self._insights = self._shared(queue_insights)
         self._workers = self._shared(list_workers)
         self._groups = self._shared(lambda session: failure_groups(session, limit=GROUPS))
+        self._by_name = self._shared(throughput_by_name)
         self._throughput = {name: self._throughput_of(last) for name, last in PERIODS.items()}
 
     def _throughput_of(self, last: timedelta) -> Shared[Any]:
@@ -92,10 +93,14 @@ class Pages:
         )
 
     async def names(self, request: Request) -> Response:
-        """The names of live and failed jobs, and who runs them."""
-        insights, workers = await self._insights.get(), await self._workers.get()
-        knowing = {name: sum(name in worker.names for worker in workers) for name in insights.by_name}
-        return self._renderer.page(request, "names.html", insights=insights, knowing=knowing)
+        """The names of jobs that live, have failed or ran in the last hour, and how many workers know each."""
+        insights, workers, ran = await self._insights.get(), await self._workers.get(), await self._by_name.get()
+        nothing = NameInsights()
+        rows = [
+            (name, insights.by_name.get(name, nothing), ran.get(name), sum(name in each.names for each in workers))
+            for name in sorted(insights.by_name.keys() | ran.keys())
+        ]
+        return self._renderer.page(request, "names.html", rows=rows, unhandled=insights.unhandled_names)
 
     async def workers(self, request: Request) -> Response:
         """The workers that are alive, and what they run."""
@@ -150,10 +155,12 @@ class Pages:
         if row is None:
             raise HTTPException(404, "There is no job with this id. Finished jobs are deleted after some days.")
         is_hidden = self._hides(request)(row.name)
+        holder = [worker.label for worker in await self._workers.get() if worker.id == row.worker_id]
         return self._renderer.page(
             request,
             "job.html",
             job=row,
+            worker=holder[0] if holder else row.worker_id,
             payload=payload_of(row.data, self._privacy.redacted(row.data), is_hidden=is_hidden),
             failures=failures_of(row.errors, is_hidden=is_hidden),
             trace=trace_of(row.trace_context),

@@ -58,7 +58,7 @@ PALE = """() => {
   const pale = [];
   for (const node of document.querySelectorAll("body *:not(svg *)")) {
     const says = [...node.childNodes].some((each) => each.nodeType === Node.TEXT_NODE && each.data.trim());
-    if (!says || !node.checkVisibility() || node.closest(".unseen, .zero, .skip")) continue;
+    if (!says || !node.checkVisibility() || node.closest(".unseen, .skip")) continue;
     const behind = ground(node), text = over(rgba(getComputedStyle(node).color), behind);
     const [dark, bright] = [light(behind), light(text)].sort((one, other) => one - other);
     if ((bright + 0.05) / (dark + 0.05) < 4.5) pale.push(`${node.className}: ${node.textContent.trim().slice(0, 40)}`);

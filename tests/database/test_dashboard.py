@@ -253,7 +253,7 @@ async def test_an_empty_queue_says_so_on_every_page(ada):
     assert "All is well" in (await ada.get("/")).text
     assert "No jobs yet" in (await ada.get("/jobs")).text
     assert "No job fits" in (await ada.get("/jobs?name=nobody")).text
-    assert "No live or failed jobs" in (await ada.get("/names")).text
+    assert "No names yet" in (await ada.get("/names")).text
     assert "No cron entries" in (await ada.get("/cron")).text
     assert "No worker is alive" in (await ada.get("/workers")).text
     assert "No job fits any more" in (await ada.get("/jobs/confirm?action=retry&state=failed")).text
