@@ -42,6 +42,12 @@ def access_of(request: Request) -> Access | None:
     return access if isinstance(access, Access) else None
 
 
+def depth_of(request: Request) -> int:
+    """How many levels below the dashboard's root the browser takes a page to be: to it, `%2F` is no slash."""
+    raw, path = request.scope.get("raw_path") or b"", path_of(request)
+    return path.count("/") - 1 - raw.lower().count(b"%2f")
+
+
 def path_of(request: Request) -> str:
     """The path of a request, below where the dashboard is mounted."""
     path, root = str(request.scope["path"]), str(request.scope.get("root_path", ""))

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from queue_kit.dashboard import _forms, _wording
-from queue_kit.dashboard._access import access_of, path_of
+from queue_kit.dashboard._access import access_of, depth_of
 from queue_kit.dashboard._asking import id_of
 
 HERE = Path(__file__).parent
@@ -109,7 +109,7 @@ def _notice(request: Request) -> str | None:
 
 def up(request: Request) -> str:
     """The way from a page to the dashboard's root."""
-    return "../" * (path_of(request).count("/") - 1) or "./"
+    return "../" * depth_of(request) or "./"
 
 
 def see(path: str, **values: Any) -> Response:

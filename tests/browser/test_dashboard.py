@@ -176,6 +176,8 @@ def test_many_jobs_are_picked_or_changed_by_their_error(page, base):
     page.get_by_role("link", name="Retry: InvalidPayload in invoice.render").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Retry 4 jobs?")
     click_and_read(page, "Retry them", "4 jobs queued again.")
+    page.get_by_role("link", name="Cron").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Cron")
 
 
 def test_cron_entries_are_run_paused_and_resumed(page, base):

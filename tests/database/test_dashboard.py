@@ -530,6 +530,17 @@ async def test_it_works_under_any_prefix(engine, frame):
         assert (await ada.get("/admin/queue")).url.path == "/admin/queue/"
 
 
+async def test_a_page_finds_its_files_whatever_its_address(ada):
+    for path, up in {
+        "/": "./",
+        "/jobs/1": "../",
+        "/a/b/c": "../../",
+        "/a%2Fb%2fc": "./",
+        "/jobs/..%2F..%2Fx": "../",
+    }.items():
+        assert f'src="{up}static/dashboard.js?' in (await ada.get(path)).text, path
+
+
 async def test_the_prefix_itself_leads_below_it(engine):
     app = dashboard(engine, authorize=lambda _: Access("ada"))
     scope: dict[str, Any] = {

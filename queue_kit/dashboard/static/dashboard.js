@@ -137,8 +137,10 @@ document.addEventListener("submit", async (event) => {
     const path = (button !== null && button.getAttribute("formaction")) || form.getAttribute("action");
     const answer = await fetch(path, { method: "POST", body: fields });
     const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
-    if (answer.ok) {
-      if (answer.redirected) history.pushState(null, "", answer.url);
+    if (answer.ok && new URL(answer.url).pathname !== location.pathname) {
+      location.assign(answer.url); // links are relative: a page of another address is another document
+    } else if (answer.ok) {
+      history.replaceState(null, "", answer.url);
       show(fresh);
     } else {
       refuse(fresh);
