@@ -207,7 +207,8 @@ def test_a_page_is_live_and_leaves_alone_what_somebody_does_there(browser, base,
         page, other = context.new_page(), context.new_page()
         page.goto(f"{base}/jobs?state=cancelled")
         page.locator("tbody input").first.check()
-        page.locator("tbody a.name").first.focus()
+        picked = page.locator("tbody input:checked").input_value()
+        page.get_by_label("Name").fill("half a na")
         other.goto(f"{base}/jobs?state=ready&name=legacy.export")
         other.locator("tbody a.name").first.click()
         click_and_read(other, "Cancel", "cancelled")
@@ -215,8 +216,12 @@ def test_a_page_is_live_and_leaves_alone_what_somebody_does_there(browser, base,
         before = rows.count()
         page.evaluate(look)
         expect(rows).to_have_count(before + 1)
-        expect(page.locator("tbody input:checked")).to_have_count(1)
-        assert page.evaluate("document.activeElement.className") == "name"
+        assert page.locator("tbody input:checked").evaluate_all("all => all.map(({value}) => value)") == [picked]
+        assert page.evaluate("document.activeElement.value") == "half a na"
+        other.evaluate("document.querySelector('h1').textContent = 'stale'")
+        other.evaluate(look)
+        expect(other.locator("h1")).to_have_text("legacy.export")
+        expect(other.locator("#notice")).to_contain_text("cancelled")
 
         page.goto(f"{base}/jobs/{known.failed}")
         page.locator("summary").last.click()

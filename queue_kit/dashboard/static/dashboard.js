@@ -68,7 +68,7 @@ function isLive() {
 
 function isBusy() {
   const selection = document.getSelection();
-  return sending || document.hidden || (selection !== null && !selection.isCollapsed);
+  return sending || (selection !== null && !selection.isCollapsed);
 }
 
 function plan() {
