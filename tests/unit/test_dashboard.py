@@ -197,7 +197,7 @@ def test_of_hidden_errors_only_kind_and_time_are_left():
 
 
 def test_a_trace_is_shown_if_it_is_one():
-    trace = "0af7651916cd43dd8448eb211c80319c"
+    trace = "0af7651916cd43dd8448eb211c80319c"  # pragma: allowlist secret
     assert trace_of({"traceparent": f"00-{trace}-b7ad6b7169203331-01"}) == trace
     for wrong in (None, [], {"traceparent": 5}, {"traceparent": "00-x"}, {}):
         assert trace_of(wrong) == ""
