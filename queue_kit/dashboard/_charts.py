@@ -103,14 +103,14 @@ def _timed(point: ThroughputPoint) -> str:
 
 
 def _path(values: Sequence[float | None], top: float) -> str:
-    """A line through the values; where there is none, it has a gap."""
+    """A line through the values. It has a gap where there is none; one that stands alone is as long as its minute."""
     steps: list[str] = []
     for at, value in enumerate(values):
         if value is not None:
-            is_first = at == 0 or values[at - 1] is None
-            steps.append(
-                f"{'M' if is_first else 'L'}{at + 0.5:g} {100 - value / top * 100:.2f}{'h0' if is_first else ''}"
-            )
+            height = f"{100 - value / top * 100:.2f}"
+            before, behind = values[at - 1] if at else None, values[at + 1] if at + 1 < len(values) else None
+            alone = f"M{at} {height}h1" if behind is None else f"M{at + 0.5:g} {height}"
+            steps.append(alone if before is None else f"L{at + 0.5:g} {height}")
     return "".join(steps)
 
 

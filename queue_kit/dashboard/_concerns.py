@@ -31,8 +31,10 @@ def concerns(insights: Insights, worker_count: int, last_hour: Sequence[Throughp
 
 
 def _found(insights: Insights, worker_count: int, last_hour: Sequence[ThroughputPoint]) -> Iterator[Concern]:
-    if not worker_count and insights.pending:
-        yield Concern(f"No worker is alive, and {_jobs(insights.pending)} due.", "Workers", "workers", is_grave=True)
+    if not worker_count:
+        due = f"No worker is alive, and {_jobs(insights.pending)} due."
+        idle = "No worker is alive. Nothing is due yet."
+        yield Concern(due if insights.pending else idle, "Workers", "workers", is_grave=insights.pending > 0)
     elif insights.unhandled_names:
         names = insights.unhandled_names
         more = f" and {number(len(names) - NAMED)} more" if len(names) > NAMED else ""

@@ -250,7 +250,8 @@ async def test_a_websocket_is_closed(engine):
 async def test_an_empty_queue_says_so_on_every_page(ada):
     assert "No worker is alive" in (await ada.get("/")).text
     assert "Nothing has failed" in (await ada.get("/")).text
-    assert "All is well" in (await ada.get("/")).text
+    assert "No worker is alive. Nothing is due yet." in (await ada.get("/")).text
+    assert "Nothing ran in the last day" in (await ada.get("/?period=day")).text
     assert "No jobs yet" in (await ada.get("/jobs")).text
     assert "No job fits" in (await ada.get("/jobs?name=nobody")).text
     assert "No names yet" in (await ada.get("/names")).text
@@ -284,6 +285,7 @@ async def test_a_worker_and_what_it_runs_is_shown(engine):
             return f'href="./jobs/{job_id}"' in (await ada.get("/workers")).text
 
         await until(shown)
+        assert "All is well" in (await ada.get("/")).text
         assert "running" in (await ada.get(f"/jobs/{job_id}")).text
         assert "Knows 1 name" in (await ada.get("/workers")).text
         answer = await press(ada, f"/jobs/{job_id}", f"/jobs/{job_id}/cancel")

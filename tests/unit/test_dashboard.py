@@ -120,8 +120,8 @@ def test_lines_have_gaps_where_nothing_ran():
     chart = times_chart([point(0, **ran), point(1), point(2, **ran), point(3, **ran)])
     assert chart.scale == ("500 ms", "250 ms", "0")
     lines = dict(chart.lines)
-    assert lines["run"] == "M0.5 50.00h0M2.5 50.00h0L3.5 50.00"
-    assert lines["wait"] == "M0.5 0.00h0M2.5 0.00h0L3.5 0.00"
+    assert lines["run"] == "M0 50.00h1M2.5 50.00L3.5 50.00"
+    assert lines["wait"] == "M0 0.00h1M2.5 0.00L3.5 0.00"
 
 
 def test_a_chart_of_nothing():
@@ -133,7 +133,7 @@ def test_a_chart_of_nothing():
 @pytest.mark.parametrize("seconds", [0.0001, 0.0011, 0.3, 0.99, 1.0, 7, 59, 61, 4_000, 90_000, 1e6])
 def test_no_line_leaves_the_chart(seconds):
     chart = times_chart([point(0, completed=1, mean_run=seconds, mean_wait=0.0)])
-    height = float(dict(chart.lines)["run"].split(" ")[1].removesuffix("h0"))
+    height = float(dict(chart.lines)["run"].split(" ")[1].removesuffix("h1"))
     assert 0 <= height < 70
 
 
