@@ -12,8 +12,9 @@ MAX_ID = 2**63 - 1
 
 
 @asynccontextmanager
-async def session_on(db: Database) -> AsyncIterator[AsyncSession]:
-    """A session in the caller's transaction, or on an engine in one of its own, which is committed at the end."""
+async def session_on(db: Database, *, reading: bool = False) -> AsyncIterator[AsyncSession]:
+    """A session in the caller's transaction, or on an engine in one of its own, which is committed at the end. One that
+    only reads does not wait for SQLite's one writer, nor hold it up."""
     check_database(db)
     if isinstance(db, AsyncSession):
         yield db
@@ -24,7 +25,8 @@ async def session_on(db: Database) -> AsyncIterator[AsyncSession]:
             yield session
             await session.commit()
     else:
-        async with AsyncSession(db, expire_on_commit=False) as session:
+        engine = db.execution_options(queue_kit_readonly=True) if reading else db
+        async with AsyncSession(engine, expire_on_commit=False) as session:
             yield session
             with own_commit("the change"):
                 await session.commit()

@@ -396,6 +396,8 @@ class Store:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             await asyncio.wait({task})
+            if not task.cancelled():
+                task.exception()  # nobody asks for it any more, and asyncio would report that
             raise
 
 

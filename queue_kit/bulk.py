@@ -66,7 +66,7 @@ async def retry_jobs(
         raise ValueError(f"only failed and cancelled jobs can be retried, not {wanted} ones")
     if wanted is JobState.cancelled and (error_class is not None or message is not None):
         raise ValueError("error_class and message choose among failed jobs, not among cancelled ones")
-    async with session_on(db) as session:
+    async with session_on(db, reading=dry_run) as session:
         if ids is not None:
             found = _checked(ids)
         elif wanted is JobState.failed:
@@ -123,7 +123,7 @@ async def cancel_jobs(
     _one_way(ids, {"state": state, "name": name})
     if state is not None and JobState(state) not in (JobState.scheduled, JobState.ready, JobState.running):
         raise ValueError(f"only scheduled, ready and running jobs can be cancelled, not {state} ones")
-    async with session_on(db) as session:
+    async with session_on(db, reading=dry_run) as session:
         if ids is None:
             statement = _statements.live_ids(None if state is None else JobState(state))
             found = await _ids(session, statement, of_name=name, limit=limit + 1)

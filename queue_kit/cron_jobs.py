@@ -41,7 +41,7 @@ async def list_cron_jobs(db: Database) -> list[CronJobInfo]:
     >>> async def failing(engine):
     ...     return [each.name for each in await list_cron_jobs(engine) if each.last_state is JobState.failed]
     """
-    async with session_on(db) as session:
+    async with session_on(db, reading=True) as session:
         rows = (await session.execute(_statements.cron_overview())).all()
     return [
         CronJobInfo(

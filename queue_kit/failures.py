@@ -54,7 +54,7 @@ async def failure_groups(db: Database, *, name: str | None = None, limit: int = 
     check_limit(limit, MAX_GROUPS)
     check_words(name, "name")
     groups: dict[tuple[str, str, str], FailureGroup] = {}
-    async with session_on(db) as session:
+    async with session_on(db, reading=True) as session:
         rows = (await session.execute(_statements.failed_lately(), {"limit": NEWEST})).all()
     for row in rows:  # the last to fail first
         if name is None or row.name == name:

@@ -47,7 +47,7 @@ async def list_workers(db: Database) -> list[WorkerInfo]:
     >>> async def busy(engine):
     ...     return [worker.host for worker in await list_workers(engine) if worker.jobs]
     """
-    async with session_on(db) as session:
+    async with session_on(db, reading=True) as session:
         workers = (await session.execute(_statements.workers_alive())).all()
         held: dict[UUID, list[HeldJob]] = defaultdict(list)
         if workers:

@@ -71,7 +71,7 @@ async def throughput(
     check_words(name, "name")
     width = next((width for width in _WIDTHS if minutes <= width * MOST_POINTS), _WIDTHS[-1])
     count = math.ceil(minutes / width)
-    async with session_on(db) as session:
+    async with session_on(db, reading=True) as session:
         end = await _last_end(session)
         first = end - count * width
         span = {"since": _at(first), "until": _at(end), "of_name": name}
@@ -91,7 +91,7 @@ async def throughput_by_name(db: Database, *, last: Seconds = timedelta(hours=1)
     ...     return max(points, key=lambda name: points[name].runs, default=None)
     """
     minutes = _minutes(last)
-    async with session_on(db) as session:
+    async with session_on(db, reading=True) as session:
         end = await _last_end(session)
         span = {"since": _at(end - minutes), "until": _at(end)}
         rows = (await session.execute(_statements.history_by_name(), span)).all()

@@ -93,7 +93,7 @@ async def get_job(db: Database, job_id: int) -> JobRow | None:
     check_database(db)
     if not is_id(job_id):
         return None
-    async with session_on(db) as session:
+    async with session_on(db, reading=True) as session:
         return await _get(session, job_id)
 
 
@@ -171,7 +171,7 @@ async def list_jobs(
         query = query.where(JobRow.id < min(max(after, 0), MAX_ID))
     _check_time(created_after, "created_after")
     _check_time(created_before, "created_before")
-    async with session_on(db) as session:
+    async with session_on(db, reading=True) as session:
         query = query.where(*await _created(session, created_after, created_before))
         return list((await session.scalars(query, execution_options={"populate_existing": True})).all())
 
@@ -237,7 +237,7 @@ async def queue_insights(db: Database) -> Insights:
     ...     return (await queue_insights(engine)).pending
     """
     check_database(db)
-    async with session_on(db) as session:
+    async with session_on(db, reading=True) as session:
         rows = (await session.execute(_statements.counts())).all()
         alive = {name for names in await session.scalars(_statements.names_alive()) for name in names}
     counts: dict[str, dict[str, Any]] = {}

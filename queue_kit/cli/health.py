@@ -37,7 +37,7 @@ def check(url: URL, worker: str | None, as_json: bool) -> None:
     connections left, old transactions, dead rows, missing indexes.
 
     With --worker, tell whether a worker is alive: whether it said so within the last 45 seconds. A database that does
-    not answer is not its fault, so that alone is no failure. (Without a value the option goes last.)
+    not answer is not its fault, so that alone is no failure.
 
     \b
     Example:

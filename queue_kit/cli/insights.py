@@ -70,12 +70,11 @@ def insights(url: URL, watch: bool, interval: float, as_json: bool) -> None:
 
 
 async def _look(engine: AsyncEngine) -> _Overview:
-    async with engine.connect() as connection:
-        return _Overview(
-            await queue_insights(connection),
-            len(await list_workers(connection)),
-            await throughput_by_name(connection, last=MINUTES * 60),
-        )
+    return _Overview(
+        await queue_insights(engine),
+        len(await list_workers(engine)),
+        await throughput_by_name(engine, last=MINUTES * 60),
+    )
 
 
 async def _watch(url: URL, interval: float, show: Callable[[_Overview | str], None]) -> None:

@@ -5,6 +5,7 @@ terminal with its control characters.
 import dataclasses
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -87,7 +88,7 @@ def _cell(value: object) -> str:
 
 
 def _is_number(text: str) -> bool:
-    return text == "-" or text[:1].isdigit()
+    return re.fullmatch(r"-|[\d.,]+( \w+)?", text) is not None
 
 
 def shown(value: object) -> str:

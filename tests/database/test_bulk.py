@@ -1,7 +1,5 @@
 """Retrying and cancelling many jobs at once: as one by one, but counted, bounded, and past those in conflict."""
 
-import asyncio
-
 import pytest
 
 from queue_kit import (
@@ -18,7 +16,7 @@ from queue_kit import (
     retry_jobs,
 )
 from tests.database.clock import WAYS, far, occurrence, reach, rows
-from tests.database.running import Gate, in_every_state, job_in
+from tests.database.running import Gate, fast_asleep, in_every_state, job_in
 from tests.support import Recorder, change, row_of, until
 
 
@@ -95,12 +93,12 @@ async def test_of_two_failed_occurrences_one_belongs_to_the_entry_again(engine):
     assert [row.cron_name for row in await rows(engine)] == ["tick", None]
 
 
-async def test_retried_jobs_wake_a_worker_that_sleeps(engine):
-    ids = [await job_in(engine, "failed") for _ in range(3)]
+async def test_retried_jobs_wake_a_worker_that_sleeps(pg_engine):
+    ids = [await job_in(pg_engine, "failed") for _ in range(3)]
     hook = Recorder()
-    async with QueueWorker(engine, {"a": Gate().__call__}, poll_interval=60, grace=0.1, cancel_grace=1, hooks=[hook]):
-        await asyncio.sleep(0.2)
-        await retry_jobs(engine, ids)
+    async with QueueWorker(pg_engine, {"a": Gate().__call__}, poll_interval=60, grace=0, cancel_grace=1, hooks=[hook]):
+        await fast_asleep(pg_engine)
+        await retry_jobs(pg_engine, ids)
         await until(lambda: hook.started, seconds=10)
 
 

@@ -24,7 +24,7 @@ from queue_kit import (
 )
 from queue_kit.models import JobRow
 from tests.database.clock import WAYS, database_now, define, definition, far, lease, make_due, occurrence, reach, rows
-from tests.database.running import Gate, job_in
+from tests.database.running import Gate, fast_asleep, job_in
 from tests.support import Recorder, change, row_of, until
 
 
@@ -181,11 +181,12 @@ async def test_an_entry_run_now_runs_once_and_its_tick_still_comes(engine, way, 
     assert [(row.scheduled_at, row.cron_tick) for row in await live(engine)] == [(tick, tick)]
 
 
-async def test_a_sleeping_worker_runs_it_at_once(engine, tick):
+async def test_a_sleeping_worker_runs_it_at_once(pg_engine):
+    await register_cron_jobs(pg_engine, [CronJob("tick", far())])
     hook = Recorder()
-    async with QueueWorker(engine, {"tick": nothing}, poll_interval=60, hooks=[hook]):
-        await asyncio.sleep(0.2)
-        await run_cron_job(engine, "tick")
+    async with QueueWorker(pg_engine, {"tick": nothing}, poll_interval=60, hooks=[hook]):
+        await fast_asleep(pg_engine)
+        await run_cron_job(pg_engine, "tick")
         await until(lambda: hook.settled, seconds=10)
 
 
