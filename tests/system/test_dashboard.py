@@ -20,6 +20,7 @@ from tests.support import row_of
 from tests.system.test_examples import imported
 
 VARIABLE = "QUEUE_KIT_DATABASE_URL"
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "dashboard.md"
 SAME_SITE = {"sec-fetch-site": "same-origin"}
 
 
@@ -27,6 +28,30 @@ def token_in(page: str) -> str:
     found = re.search(r'name="token" value="(\w+)"', page)
     assert found
     return found[1]
+
+
+def test_the_document_leads_to_files():
+    targets = [target for target in re.findall(r"\]\(([^)]+)\)", DOCUMENT.read_text()) if "://" not in target]
+    assert targets
+    assert [target for target in targets if not (DOCUMENT.parent / target).exists()] == []
+    assert all(path.stat().st_size < 150_000 for path in (DOCUMENT.parent / "images").glob("dashboard-*.png"))
+
+
+async def test_the_document_shows_how_to_mount_it(engine):
+    (code,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    namespace: dict[str, Any] = {"engine": engine, "OPERATORS": {"ada"}}
+    exec(code, namespace)
+
+    async def look(session: dict[str, str]) -> httpx.Response:
+        async def app(scope: Any, receive: Any, send: Any) -> None:  # as a session's middleware does
+            await namespace["app"]({**scope, "session": session}, receive, send)
+
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as visitor:
+            return await visitor.get("/queue/")
+
+    assert (await look({})).status_code == 403
+    assert "read only" in (await look({"user": "bob"})).text
+    assert "read only" not in (await look({"user": "ada"})).text
 
 
 async def test_aiohttp(database_url: str, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
