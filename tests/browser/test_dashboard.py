@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from queue_kit.models import FAILED, CronRow, JobRow, WorkerRow
 from tests.browser.seeding import Known, seed
-from tests.browser.serving import CHROMIUM, application, browsing, serving
+from tests.browser.serving import CHROMIUM, ELSEWHERE, application, browsing, serving
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)")
 
@@ -198,6 +198,17 @@ def test_it_works_without_scripts(browser, base):
         page.get_by_label("Id or unique key").fill("invoice-7100")
         page.get_by_role("button", name="Show").click()
         expect(page.locator("tbody tr")).to_have_count(1)
+
+
+def test_without_tls_on_another_machine_it_needs_scripts(browser, base):
+    """Nothing but the Origin tells there where a change comes from, and a form of a page without referrer has none."""
+    base = base.replace("127.0.0.1", ELSEWHERE)
+    for scripts, says in ((False, "came from another site"), (True, "is paused")):
+        with watched(browser, base, java_script_enabled=scripts) as context:
+            page = context.new_page()
+            page.goto(f"{base}/cron")
+            page.locator("tr", has_text="queue_kit.queue.insights").get_by_role("button", name="Pause").click()
+            expect(page.locator("main")).to_contain_text(says)
 
 
 def test_a_page_is_live_and_leaves_alone_what_somebody_does_there(browser, base, known):
