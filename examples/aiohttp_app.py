@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
 from sqlalchemy import DateTime, make_url
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from queue_kit import Event, Handlers, Job, QueueWorker, migrate, sqlite_engine
@@ -59,6 +59,7 @@ async def confirm_order(event: Event, session: AsyncSession, job: Job[Confirmati
 # --- the application --------------------------------------------------------------------------------------------------
 
 ENGINE = web.AppKey("ENGINE", AsyncEngine)
+SESSIONS = web.AppKey("SESSIONS", async_sessionmaker[AsyncSession])
 
 
 class NewOrder(BaseModel):
@@ -73,7 +74,7 @@ async def add_order(request: web.Request) -> web.Response:
         new = NewOrder.model_validate_json(await request.read())
     except ValidationError as error:
         raise web.HTTPBadRequest(text=str(error)) from None
-    async with AsyncSession(request.app[ENGINE]) as session:
+    async with request.app[SESSIONS]() as session:
         order = Order(email=new.email)
         session.add(order)
         await session.flush()  # gives the order its id
@@ -85,7 +86,7 @@ async def add_order(request: web.Request) -> web.Response:
 
 async def show_order(request: web.Request) -> web.Response:
     """GET /orders/{id}"""
-    async with AsyncSession(request.app[ENGINE]) as session:
+    async with request.app[SESSIONS]() as session:
         order = await session.get(Order, int(request.match_info["id"]))
         if order is None:
             raise web.HTTPNotFound(text="there is no such order")
@@ -102,6 +103,7 @@ def make_engine(url: str) -> AsyncEngine:
 async def database(app: web.Application) -> AsyncIterator[None]:
     """Open the database for as long as the application runs."""
     app[ENGINE] = engine = make_engine(os.environ.get("DATABASE_URL", "sqlite:///orders.db"))
+    app[SESSIONS] = async_sessionmaker(engine)
     await migrate.upgrade(engine)  # in production a deploy does this, once
     async with engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
@@ -115,11 +117,14 @@ async def worker(app: web.Application) -> AsyncIterator[None]:
         yield
 
 
+ROUTES = [web.post("/orders", add_order), web.get(r"/orders/{id:\d{1,9}}", show_order)]
+
+
 def create_app() -> web.Application:
     """The application."""
     app = web.Application()
     app.cleanup_ctx.extend([database, worker])
-    app.add_routes([web.post("/orders", add_order), web.get(r"/orders/{id:\d{1,9}}", show_order)])
+    app.add_routes(ROUTES)
     return app
 
 

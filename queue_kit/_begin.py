@@ -47,12 +47,13 @@ def _send_begin(connection: Connection, adapter: Any, isolation: str | None, sta
         words += f"; SET LOCAL statement_timeout = {statement_timeout:d}"
     try:
         await_only(driver.execute(words))
+        transaction = driver.transaction()  # refused when the connection was closed since
     except BaseException as error:
+        closed = driver.is_closed()
         connection.invalidate(error)  # nobody knows whether it has begun
         if isinstance(error, Exception) and not isinstance(error, OSError | TimeoutError):
-            raise DBAPIError(words, None, error, connection_invalidated=True) from error
+            raise DBAPIError(words, None, error, connection_invalidated=closed) from error
         raise
-    transaction = driver.transaction()
     transaction._state = type(transaction._state).STARTED  # noqa: SLF001 - there is no public way to say so
     driver._top_xact = adapter._transaction = transaction  # noqa: SLF001
     if hasattr(adapter, "_started"):  # SQLAlchemy 2.0

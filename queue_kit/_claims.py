@@ -57,6 +57,7 @@ class Claims:
         self._shedding: asyncio.TimerHandle | None = None
         self._pullers = 0
         self._dry_runs = 0
+        self._delivered_when_dry = 0
         self.delivered = 0
         """How many jobs were handed to pullers so far."""
         self.closed = False
@@ -113,15 +114,14 @@ class Claims:
 
     async def run_dry(self, pullers: int) -> int:
         """Wait until all of this many pullers are idle and a claim for all of them finds nothing; returns how many
-        jobs they were given meanwhile."""
-        before = self.delivered
+        jobs had been delivered by then."""
         self._dry_runs += 1  # a claim that is under way does not count
         self._eager = True
         self._pullers = pullers
         self._dry.clear()
         self._wakeup.set()
         await self._dry.wait()
-        return self.delivered - before
+        return self._delivered_when_dry
 
     async def serve(self) -> None:
         """Claim for whoever waits, and ahead, until closed."""
@@ -136,6 +136,7 @@ class Claims:
             )
             self._take(haul)
             if not haul.jobs and not haul.more and dry_run == self._dry_runs:
+                self._delivered_when_dry = self.delivered
                 self._dry.set()
             if not self._idle:
                 self._hungry.clear()

@@ -33,7 +33,7 @@ from queue_kit._wakeup import Listener, on_commit
 from queue_kit._watchdog import Watchdog
 from queue_kit.errors import ShuttingDown
 from queue_kit.hooks import Observers, WorkerState
-from queue_kit.job import Verdict
+from queue_kit.job import Verdict, log_fields
 
 _logger = logging.getLogger("queue_kit.worker")
 
@@ -70,7 +70,7 @@ class Crew:
         self._listen = listen
         self._cancel_grace = limits.cancel_grace
         self._parallel_count = parallel_count
-        self._link = Link(on_change=self._announce, on_trouble=self._probe)
+        self._link = Link(lease=store.lease, on_change=self._announce, on_trouble=self._probe)
         # While one of our handlers holds SQLite's write lock nobody can claim its jobs, so no lease lapses meanwhile.
         self._leases = Leases(store, protected=lambda: store.embedded and gate.locked())
         pace = Pace(parallel_count, most=prefetch)
@@ -85,6 +85,7 @@ class Crew:
             sessions=sessions,
             observers=observers,
             on_settled=self._settled,
+            on_returned=self._wake,  # a puller that became free meanwhile may have looked too early
             on_wedged=self._count_wedged,
         )
         self._intake = Intake(
@@ -144,7 +145,9 @@ class Crew:
                     started=lambda: self._claims.delivered,
                     idle=lambda: self._claims.puller_waits,
                 )
-                listener = Listener(engine, on_job=self._sleep.woken, on_cancel=self._renew_now.set)
+                listener = Listener(
+                    engine, on_job=self._sleep.woken, on_cancel=self._renew_now.set, on_change=self._announce
+                )
                 self._serving(group, listener.serve, "queue_kit: listen")
                 self._serving(group, self._sleep.serve, "queue_kit: sleep")
 
@@ -168,10 +171,12 @@ class Crew:
         """Work until nothing is due."""
         self._intake.thorough = True
         self.begin()
-        busy = True
+        delivered, busy = 0, True
         while busy:
             moved = await self._pulse.sweep() == 0
-            busy = await self._claims.run_dry(self._parallel_count) > 0 or moved or self._intake.holds_back
+            before, delivered = delivered, await self._claims.run_dry(self._parallel_count)
+            # What was delivered since is written only now, and may have come back to the queue.
+            busy = delivered > before or moved or self._intake.holds_back
             await self.spine.flushed()
 
     def close(self) -> None:
@@ -237,7 +242,8 @@ class Crew:
                 elif await self.spine.work(claimed):
                     turn = time.monotonic()
             except Exception:
-                _logger.exception("job %s was not settled; its lease will lapse", claimed.job.id)
+                job = claimed.job
+                _logger.exception("job %s was not settled; its lease will lapse", job.id, extra=log_fields(job))
                 self._leases.drop(claimed)
             except asyncio.CancelledError:
                 if not self._claims.closed:  # this puller alone was cancelled, by somebody
@@ -307,4 +313,6 @@ class Crew:
             self._claims.wake()
 
     def _announce(self, state: str) -> None:
-        self._observers.worker_state(WorkerState(self.store.worker_id, state))
+        worker_id = self.store.worker_id
+        _logger.info("worker %s: %s", worker_id, state, extra={"worker_id": str(worker_id), "worker_state": state})
+        self._observers.worker_state(WorkerState(worker_id, state))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from queue_kit.event import Span
-from queue_kit.job import Claimed, Outcome, Verdict
+from queue_kit.job import Claimed, Outcome, Verdict, log_fields
 
 _logger = logging.getLogger("queue_kit.worker")
 
@@ -109,7 +109,8 @@ class Endings:
         try:
             self._on_written(ending)
         except Exception:
-            _logger.exception("the ending of job %s is stored, but was not reported", ending.claimed.job.id)
+            job = ending.claimed.job
+            _logger.exception("the ending of job %s is stored, but was not reported", job.id, extra=log_fields(job))
         if ending.written is not None and not ending.written.done():
             ending.written.set_result(None)
 

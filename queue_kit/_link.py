@@ -13,7 +13,8 @@ from queue_kit.job import printable
 
 _logger = logging.getLogger("queue_kit.worker")
 
-_LONGEST_WAIT = 2.0
+LONGEST_WAIT = 2.0
+"""Seconds between two probes at most, or a third of a lease when that is less: as often as a lease is renewed."""
 
 STEADY = 1.0
 """Seconds that the database must have answered for until the next trouble counts as a new outage: a statement may fail
@@ -29,7 +30,8 @@ def in_a_line(error: BaseException) -> str:
 class Link:
     """The state of the worker's connection to its database."""
 
-    def __init__(self, *, on_change: Callable[[str], None], on_trouble: Callable[[], None]) -> None:
+    def __init__(self, *, lease: float, on_change: Callable[[str], None], on_trouble: Callable[[], None]) -> None:
+        self._longest_wait = min(lease / 3, LONGEST_WAIT)
         self._up = asyncio.Event()
         self._up.set()
         self._failures = 0
@@ -65,9 +67,9 @@ class Link:
             self._on_change("database_up")
 
     def backoff(self) -> float:
-        """Seconds until the next probe: none after the trouble and the first probe, then up to two, with jitter."""
+        """Seconds until the next probe: none after the trouble and the first probe, then more and more, with jitter."""
         self._failures += 1
         if self._failures <= 2:
             return 0.0
         doublings = min(self._failures - 3, 2)  # up to the longest; a float holds no more than a thousand
-        return min(0.5 * 2.0**doublings, _LONGEST_WAIT) * (0.5 + random.random() / 2)  # noqa: S311
+        return min(0.5 * 2.0**doublings, self._longest_wait) * (0.5 + random.random() / 2)  # noqa: S311

@@ -69,7 +69,9 @@ class TypedPayload:
         try:
             if expected is not None and not isinstance(value, expected | dict):
                 raise InvalidJob("data", f"must be {_named(self._type)}, not {type(value).__name__}", path="$")
-            encoded: object = self._adapter.dump_python(self._adapter.validate_python(value), mode="json")
+            encoded: object = self._adapter.dump_python(
+                self._adapter.validate_python(value), mode="json", warnings=False
+            )
             self._adapter.validate_json(json.dumps(encoded))
         except ValidationError as error:
             raise self._invalid(InvalidJob, error) from None

@@ -31,7 +31,7 @@ from queue_kit.errors import (
     Snooze,
 )
 from queue_kit.event import AbortToken, Event
-from queue_kit.job import Claimed, Job, Outcome, Verdict, printable
+from queue_kit.job import Claimed, Job, Outcome, Verdict, log_fields, printable
 from queue_kit.retry import RetryDelay, delay_after
 
 _logger = logging.getLogger("queue_kit.worker")
@@ -89,6 +89,8 @@ class Run:
         self._over: asyncio.Future[None] | None = None
         """Awaited while the handler is; done when it ended, or had its grace."""
         self._timeout: asyncio.Timeout | None = None
+        self.context = copy_context()
+        """What the handler runs in, or a context variable that one job sets would be seen by the next."""
         self._before_cancel: Callable[[], Awaitable[None]] | None = None
         self._cancelling: asyncio.Task[None] | None = None
         self.task: asyncio.Task[BaseException | None] | None = None
@@ -121,8 +123,7 @@ class Run:
             job = self._decoded(handler)
         except InvalidPayload as error:
             return Outcome(Verdict.failed, error=_error_record(self.claimed, error, "the payload is invalid"))
-        context = copy_context()  # or a context variable that one job sets would be seen by the next
-        self.task = _start(self._loop, self._call(handler, session, job), context)
+        self.task = _start(self._loop, self._call(handler, session, job), self.context)
         if not self.task.done():
             await self._wait(self.task)
         self.event.stop()
@@ -239,8 +240,9 @@ class Run:
         try:
             return delay_after(self._limits.retry_delay, self.claimed.job.attempt)
         except BaseException:
+            job = self.claimed.job
             _logger.exception(
-                "retry_delay of job %s failed, it is tried again in 1 s", printable(self.claimed.job.name)
+                "retry_delay of job %s failed, it is tried again in 1 s", printable(job.name), extra=log_fields(job)
             )
             return 1.0
 

@@ -28,7 +28,7 @@ from queue_kit._transient import is_connection_lost, is_server_trouble
 from queue_kit.enqueue import HELD_JOB, hand_over_key
 from queue_kit.errors import ConfigurationError, JobAborted, LeaseLost, ShuttingDown, UnfencedCommit
 from queue_kit.event import AbortToken
-from queue_kit.job import Claimed, printable
+from queue_kit.job import Claimed, log_fields, printable
 from queue_kit.models import JobRow
 
 _logger = logging.getLogger("queue_kit.worker")
@@ -93,6 +93,8 @@ class _Setting:
     """What transactions must be told to be; `None`: they are it already."""
     statement_timeout: float = math.inf
     """Milliseconds that the database itself gives each statement."""
+    joined: bool = False
+    """Whether sessions live inside of a transaction of somebody else's, whose settings are not ours to change."""
 
 
 class Sessions:
@@ -107,10 +109,11 @@ class Sessions:
         isolation: str | None,
         gate: asyncio.Semaphore,
         embedded: bool,
+        joined: bool = False,
     ) -> None:
         self._factory = factory
         self._isolation = isolation
-        self._setting = _Setting(worker_id, lease, embedded, gate, _Commits())
+        self._setting = _Setting(worker_id, lease, embedded, gate, _Commits(), joined=joined)
 
     async def probe(self) -> None:
         """Make sure that the sessions reach the worker's own database and can be fenced, by looking for its row.
@@ -340,6 +343,7 @@ class HandlerSession:
                     job.id,
                     printable(job.name),
                     held,
+                    extra=log_fields(job),
                 )
 
     # --- the transaction ----------------------------------------------------------------------------------------------
@@ -361,7 +365,8 @@ class HandlerSession:
         self._setting.commits.watch(connection, self.guard_commit)
         self._connection = connection
         if self._setting.embedded:
-            event.listen(connection, "before_cursor_execute", self._refuse_when_aborted)
+            if not self._setting.joined:  # there, to roll back to the savepoint is a statement as well
+                event.listen(connection, "before_cursor_execute", self._refuse_when_aborted)
             self._driver._execute = self._watched(self._driver._execute)  # noqa: SLF001 - all its calls pass here
         self._connected.set()
 
@@ -398,7 +403,7 @@ class HandlerSession:
             self._ending(execute)
         else:
             session.flush()  # or its statements would come after, and under the fence's budget
-            if not self._setting.embedded:
+            if not (self._setting.embedded or self._setting.joined):
                 session.execute(_statements.limit_lock_wait(), {"milliseconds": str(self._budget)})
             self.require(session.execute(_statements.checkpoint_one(), {**self._fence, "lease": self._setting.lease}))
         self._committing = True
@@ -406,7 +411,7 @@ class HandlerSession:
     def _time_left(self) -> int | None:
         """The milliseconds that a statement has which begins now; `None`: as many as the database gives it."""
         left = self._token.deadline
-        if left is None or left * 1000 >= min(self._setting.statement_timeout, LONGEST_TIMEOUT):
+        if left is None or self._setting.joined or left * 1000 >= min(self._setting.statement_timeout, LONGEST_TIMEOUT):
             return None
         return max(math.ceil(left * 1000), 1)  # 0 would be for ever
 

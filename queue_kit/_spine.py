@@ -9,6 +9,8 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
+from contextvars import Context
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -18,13 +20,14 @@ from queue_kit._handler import Handler
 from queue_kit._leases import Leases
 from queue_kit._link import Link
 from queue_kit._pace import Pace
+from queue_kit._patience import Patience
 from queue_kit._run import SUCCESS, Limits, Run, without_running
 from queue_kit._session import HandlerSession, Sessions, settling_seconds
 from queue_kit._store import Store
 from queue_kit._transient import is_connection_lost, is_transient
 from queue_kit.errors import JobAborted, LeaseLost, ShuttingDown
 from queue_kit.hooks import Observers, Settled, Started
-from queue_kit.job import Claimed, Outcome, Verdict, printable
+from queue_kit.job import Claimed, Outcome, Verdict, log_fields, printable
 
 _logger = logging.getLogger("queue_kit.worker")
 
@@ -55,6 +58,7 @@ class Spine:
         sessions: Sessions,
         observers: Observers,
         on_settled: Callable[[Ending], None],
+        on_returned: Callable[[], None],
         on_wedged: Callable[[], None],
     ) -> None:
         self._handlers = handlers
@@ -67,6 +71,7 @@ class Spine:
         self._sessions = sessions
         self._observers = observers
         self._on_settled = on_settled
+        self._on_returned = on_returned
         self._on_wedged = on_wedged
         self._endings = Endings(lambda batch: self.persist(lambda: store.settle(batch)), self._settled)
         self._deadlines = Deadlines()
@@ -119,7 +124,7 @@ class Spine:
         session = self._sessions.open(run.claimed, run.token)
         self._leases.attach(run)
         if self._observers:
-            self._observers.started(Started(self._store.worker_id, run.claimed.job, run.claimed.trace_context))
+            self._tell_started(run)
         try:
             outcome = await run.execute(handler, session.session, before_cancel=session.quiesce)
         except asyncio.CancelledError:
@@ -139,6 +144,12 @@ class Spine:
         session.retire()
         return outcome, written
 
+    def _tell_started(self, run: Run) -> None:
+        job = run.claimed.job
+        due = job.scheduled_at if run.claimed.due is None else run.claimed.due
+        record = Started(self._store.worker_id, job, run.claimed.trace_context, due)
+        run.context.run(self._observers.started, record)
+
     # --- the handler's own transaction --------------------------------------------------------------------------------
 
     async def _commit(self, run: Run, session: HandlerSession) -> tuple[Outcome, bool]:
@@ -153,10 +164,12 @@ class Spine:
                 return error
             return None
 
-        commit = self._spawn(attempt(), "commit")
+        commit = self._spawn(attempt(), "commit", context=run.context)
         # On SQLite a cancelled statement leaks its lock; there the busy timeout bounds the wait.
         budget = None if self._store.embedded else settling_seconds(self._store.lease)
-        await asyncio.wait({commit}, timeout=budget)
+        with suppress(TimeoutError):
+            async with Patience(budget):
+                await asyncio.wait({commit})
         if not commit.done():
             self._kill(session)
             commit.cancel()
@@ -210,6 +223,7 @@ class Spine:
             printable(job.name),
             self._cancel_grace,
             run.token.reason,
+            extra=log_fields(job),
         )
 
         def ended(_task: object) -> None:
@@ -264,21 +278,43 @@ class Spine:
         """An ending is stored: the job is not held any more, and a run is reported."""
         self._leases.drop(ending.claimed)
         if ending.seconds is None:
+            self._on_returned()
             return
         self.counts[ending.outcome.verdict] += 1
         level = logging.WARNING if ending.outcome.verdict in _WORTH_A_WARNING else logging.INFO
         if _logger.isEnabledFor(level):
-            _log(level, ending, ending.seconds)
+            self._log(level, ending, ending.seconds)
         if self._observers:
             self._observers.settled(
                 Settled(self._store.worker_id, ending.claimed.job, ending.outcome, ending.seconds, ending.spans)
             )
         self._on_settled(ending)
 
+    def _log(self, level: int, ending: Ending, seconds: float) -> None:
+        job, error = ending.claimed.job, ending.outcome.error or {}
+        why = printable(error.get("reason") or (f"{error['class']}: {error['message']}" if "class" in error else ""))
+        about = {
+            "job_outcome": ending.outcome.verdict.value,
+            "job_seconds": seconds,
+            "job_error": error.get("class"),
+            "job_spans": ending.spans,
+            "worker_id": str(self._store.worker_id),
+        }
+        _logger.log(
+            level,
+            "job %s %s %s after %.3f s%s",
+            job.id,
+            printable(job.name),
+            ending.outcome.verdict,
+            seconds,
+            f": {why}" if why else "",
+            extra=log_fields(job) | about,
+        )
+
     # --- tasks --------------------------------------------------------------------------------------------------------
 
-    def _spawn(self, work: Coroutine[Any, Any, T], what: str) -> "asyncio.Task[T]":
-        task = asyncio.create_task(work, name=f"queue_kit: {what}")
+    def _spawn(self, work: Coroutine[Any, Any, T], what: str, *, context: Context | None = None) -> "asyncio.Task[T]":
+        task = asyncio.create_task(work, name=f"queue_kit: {what}", context=context)
         self._background.add(task)
         task.add_done_callback(self._forget)
         return task
@@ -309,19 +345,4 @@ def _limits_of_handler(handler: Handler[Any], worker: Limits) -> Limits:
         max_retry_count=worker.max_retry_count if handler.max_retry_count is None else handler.max_retry_count,
         retry_delay=worker.retry_delay if handler.retry_delay is None else handler.retry_delay,
         cancel_grace=worker.cancel_grace,
-    )
-
-
-def _log(level: int, ending: Ending, seconds: float) -> None:
-    job, error = ending.claimed.job, ending.outcome.error or {}
-    why = printable(error.get("reason") or (f"{error['class']}: {error['message']}" if "class" in error else ""))
-    _logger.log(
-        level,
-        "job %s %s %s after %.3f s%s",
-        job.id,
-        printable(job.name),
-        ending.outcome.verdict,
-        seconds,
-        f": {why}" if why else "",
-        extra={"job_id": job.id, "job_name": job.name, "job_attempt": job.attempt, "job_spans": ending.spans},
     )

@@ -25,11 +25,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from queue_kit import _sqlite, _statements, cron
 from queue_kit._dialect import LONG_AGO, as_instant
 from queue_kit._endings import Settlement
+from queue_kit._patience import Patience
 from queue_kit._scan import Place
 from queue_kit._session import Execute
 from queue_kit._statements import as_batch
 from queue_kit._transient import READ_ONLY, is_transient, sqlstate
-from queue_kit.job import Claimed, Job, Outcome, Verdict, printable
+from queue_kit.job import Claimed, Job, Outcome, Verdict, log_fields, printable
 from queue_kit.models import CANCELLED, FAILED, READY
 
 _logger = logging.getLogger("queue_kit.worker")
@@ -203,8 +204,11 @@ class Store:
             if is_transient(error):
                 raise
             if len(endings) == 1:
-                _logger.exception("the ending of job %s was refused; its lease will lapse", endings[0][0].job.id)
-                return {endings[0][0].job.id: Settlement.lost}
+                job = endings[0][0].job
+                _logger.exception(
+                    "the ending of job %s was refused; its lease will lapse", job.id, extra=log_fields(job)
+                )
+                return {job.id: Settlement.lost}
             halves = endings[: len(endings) // 2], endings[len(endings) // 2 :]
             return {k: v for half in halves for k, v in (await self._settle_kind(statement, half)).items()}
         rest = [claimed for claimed, _ in endings if claimed.job.id not in settled]
@@ -222,18 +226,16 @@ class Store:
                 cron.succeed(connection.execute, claimed.cron_name, completed=completed)
             return settled
 
-        async def transaction() -> bool:
-            async with self._transactions.begin() as connection:
-                return await connection.run_sync(write)
-
         try:
-            if await self._turn(transaction):
+            if await self._as_one(write):
                 return Settlement.done
         except DBAPIError as error:
             if is_transient(error):
                 raise
             _logger.exception(
-                "cron job %s: its next occurrence was refused; the sweep goes on", printable(str(claimed.cron_name))
+                "cron job %s: its next occurrence was refused; the sweep goes on",
+                printable(str(claimed.cron_name)),
+                extra=log_fields(claimed.job),
             )
             return (await self._settle_kind(statement, [(claimed, outcome)]))[claimed.job.id]
         return (await self._fate_of([claimed]))[claimed.job.id]
@@ -294,12 +296,7 @@ class Store:
 
     async def mend_cron(self) -> int:
         """Store the missing occurrences of cron definitions; returns how many."""
-
-        async def transaction() -> cron.Mended:
-            async with self._transactions.begin() as connection:
-                return await connection.run_sync(lambda sync: cron.mend(sync.execute))
-
-        mended = await self._turn(transaction)
+        mended = await self._as_one(lambda connection: cron.mend(connection.execute))
         for name, problem in mended.unschedulable.items():
             if name not in self._unschedulable:
                 _logger.error("cron job %s cannot be scheduled, register it again: %s", printable(name), problem)
@@ -361,6 +358,15 @@ class Store:
 
         return await self._turn(write)
 
+    async def _as_one(self, work: Callable[[Connection], T]) -> T:
+        """Do what takes several statements in one transaction."""
+
+        async def transaction() -> T:
+            async with self._transactions.begin() as connection:
+                return await connection.run_sync(work)
+
+        return await self._turn(transaction)
+
     async def _turn(self, transaction: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run a writing transaction, on SQLite when its turn has come."""
         if not self.embedded:
@@ -374,7 +380,7 @@ class Store:
         began = time.monotonic()
         try:
             # Twice: a cancelled ping of the pool goes on to roll back, on a connection that may never answer.
-            async with asyncio.timeout(self._patience + 1.0), asyncio.timeout(self._patience):
+            async with Patience(self._patience + 1.0), Patience(self._patience):
                 result = await transaction()
         except TimeoutError as error:  # it would show in the log without a word
             self._renew_pool()  # what else is in it is as old, and each would take as long to be given up

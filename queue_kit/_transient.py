@@ -13,7 +13,8 @@ LOCK_NOT_AVAILABLE = "55P03"
 DEADLOCK = "40P01"
 _STATES = {READ_ONLY, "40001", DEADLOCK, LOCK_NOT_AVAILABLE, "57014", "3D000"}
 """Read-only server, serialization, deadlock, lock timeout, statement timeout, database missing (a failover)."""
-
+_OF_THE_STATEMENT = {"53400", "58P01", "58P02"}
+"""A limit on what one session may take, and files that a statement names: others are served all the same."""
 
 _SQLITE_CODES = {
     sqlite3.SQLITE_BUSY,
@@ -50,7 +51,7 @@ def is_server_trouble(error: BaseException) -> bool:
         return False
     state = sqlstate(error)
     if state is not None:
-        return state.startswith(("53", "58")) or state == READ_ONLY
+        return (state.startswith(("53", "58")) and state not in _OF_THE_STATEMENT) or state == READ_ONLY
     return _sqlite_code(error) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM)
 
 

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from queue_kit._link import in_a_line
+from queue_kit._patience import Patience
 
 JOB_CHANNEL = "queue_kit_job"
 CANCEL_CHANNEL = "queue_kit_cancel"
@@ -30,10 +31,19 @@ class _Deaf(Exception):
 
 
 class Listener:
-    """Listens on a connection of its own, outside any pool, and reconnects when it breaks."""
+    """Listens on a connection of its own, outside any pool, and reconnects when it breaks. `on_change` is told
+    `listening` or `polling`."""
 
-    def __init__(self, engine: AsyncEngine, *, on_job: Callable[[], None], on_cancel: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        *,
+        on_job: Callable[[], None],
+        on_cancel: Callable[[], None],
+        on_change: Callable[[str], None],
+    ) -> None:
         self._engine = engine
+        self._on_change = on_change
         self._callbacks = {JOB_CHANNEL: on_job, CANCEL_CHANNEL: on_cancel}
         self._broken = asyncio.Event()
         self._healthy: bool | None = None
@@ -49,6 +59,8 @@ class Listener:
                     "not listening, polling instead: this pooler lends its connections for a transaction at a time, so "
                     "LISTEN hears nothing; pass listen= an engine that reaches the database directly, or listen=False"
                 )
+                if self._healthy is not False:
+                    self._on_change("polling")
                 return
             except Exception as error:  # noqa: BLE001 - the poll carries on meanwhile
                 failures = 1 if self._healthy else failures + 1
@@ -58,11 +70,11 @@ class Listener:
     async def _listen(self) -> None:
         self._broken.clear()
         # Twice: a cancelled ping of the pool goes on to roll back, on a connection that may never answer.
-        async with asyncio.timeout(PROBE_TIMEOUT + 1.0), asyncio.timeout(PROBE_TIMEOUT):
+        async with Patience(PROBE_TIMEOUT + 1.0), Patience(PROBE_TIMEOUT):
             connection = await self._engine.connect()
         driver: Any = None
         try:
-            async with asyncio.timeout(PROBE_TIMEOUT):
+            async with Patience(PROBE_TIMEOUT):
                 driver = (await connection.get_raw_connection()).driver_connection
                 await connection.run_sync(lambda sync: sync.detach())  # the pool gets its slot back
                 driver.add_termination_listener(lambda *_: self._broken.set())
@@ -81,12 +93,12 @@ class Listener:
     async def _make_sure_that_it_hears(self, driver: Any) -> None:
         """Raise `_Deaf` when the NOTIFY of another connection does not arrive."""
         channel, echo = f"queue_kit_echo_{secrets.token_hex(8)}", asyncio.Event()
-        async with asyncio.timeout(PROBE_TIMEOUT):
+        async with Patience(PROBE_TIMEOUT):
             await driver.add_listener(channel, lambda *_: echo.set())
             async with self._engine.begin() as other:
                 await other.execute(select(func.pg_notify(channel, "")))
         try:
-            async with asyncio.timeout(PROBE_TIMEOUT):
+            async with Patience(PROBE_TIMEOUT):
                 await echo.wait()
         except TimeoutError:
             raise _Deaf from None
@@ -99,7 +111,7 @@ class Listener:
                 async with asyncio.timeout(PROBE_EVERY):
                     await self._broken.wait()
                 raise ConnectionError("the listening connection was closed")
-            async with asyncio.timeout(PROBE_TIMEOUT):
+            async with Patience(PROBE_TIMEOUT):
                 await driver.execute("SELECT 1")
 
     async def _discard(self, connection: AsyncConnection, driver: Any) -> None:
@@ -123,6 +135,7 @@ class Listener:
         elif self._healthy is False:
             _logger.warning("listening again")
         self._healthy = healthy
+        self._on_change("listening" if healthy else "polling")
 
 
 def on_commit(

@@ -9,6 +9,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -40,11 +41,16 @@ class Enqueued:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A handler is about to be called. `trace_context` is what `on_enqueue` returned when the job was added."""
+    """A handler is about to be called. `trace_context` is what `on_enqueue` returned when the job was added, `due` when
+    this run was due by the database's clock (a cron job's `scheduled_at` stays its tick, also in a retry).
+
+    `on_started` is called in the context in which the handler runs: a context variable that it sets, the handler sees.
+    """
 
     worker_id: UUID
     job: Job[Any]
     trace_context: Mapping[str, Any] | None
+    due: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +66,9 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """A worker changed its state: `started`, `stopping`, `stopped`, `database_down`, `database_up`, `unhealthy` (its
-    slots are used up by handlers that refuse to end), `healthy` (no more)."""
+    """A worker changed its state: `started`, `stopping`, `stopped`, `database_down`, `database_up`, `listening` (the
+    database notifies it of new jobs), `polling` (it should, but does not), `unhealthy` (its slots are used up by
+    handlers that refuse to end), `healthy` (no more)."""
 
     worker_id: UUID
     state: str

@@ -296,6 +296,11 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
+def log_fields(job: Job[Any]) -> dict[str, object]:
+    """What a line of the log about a job carries as its `extra`."""
+    return {"job_id": job.id, "job_name": job.name, "job_attempt": job.attempt}
+
+
 def _shown(value: object) -> str:
     try:
         return ascii(value)[:_SHOWN]

@@ -88,7 +88,7 @@ class QueueWorker:
         session_isolation: str | None = None,
         hooks: Sequence[object] = (),
     ) -> None:
-        _check_engine(engine)
+        check_engine(engine)
         self._engine = engine
         self._handlers = _chosen(as_handlers(handlers), included_names, excluded_names)
         if not isinstance(parallel_count, int) or isinstance(parallel_count, bool) or parallel_count < 1:
@@ -151,7 +151,8 @@ class QueueWorker:
 
     async def stop(self, grace: Seconds | None = None) -> None:
         """Start nothing more, let running jobs finish for `grace` (default: the worker's), then abort and cancel them
-        and give the rest back. Returns by `grace + cancel_grace` whatever the handlers do; a second call is harmless.
+        and give the rest back. Returns by `grace + cancel_grace` whatever the handlers do (with a `cancel_grace` below
+        a second some tenths later); a second call is harmless.
         """
         await self._stop(self._grace if grace is None else _positive(grace, "grace", zero=True))
 
@@ -260,7 +261,8 @@ class QueueWorker:
         )
 
 
-def _check_engine(engine: object) -> None:
+def check_engine(engine: object) -> None:
+    """Refuse, with a `ConfigurationError`, an engine that jobs cannot be run on."""
     if not isinstance(engine, AsyncEngine):
         raise ConfigurationError(f"engine must be an AsyncEngine (create_async_engine), not {type(engine).__name__}")
     if engine.dialect.name == "sqlite":

@@ -6,9 +6,9 @@ It runs in the test's event loop, or in a process of its own: `async with Proxy(
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 from sqlalchemy import URL
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -29,6 +29,9 @@ class _Connection:
     def abort(self) -> None:
         self.client.transport.abort()
         self.server.transport.abort()
+
+
+Pipe: TypeAlias = Callable[[_Connection, asyncio.StreamReader], Awaitable[None]]
 
 
 class Proxy:
@@ -132,15 +135,15 @@ class Proxy:
             connection.abort()
             return
         connection.flowing.set()
-        for pipe in (self._requests(connection, reader), self._replies(connection, far_reader)):
-            task = asyncio.create_task(self._until_it_breaks(pipe, connection))
+        for pipe, source in ((self._requests, reader), (self._replies, far_reader)):
+            task = asyncio.create_task(self._until_it_breaks(pipe, connection, source))
             self._connections[task] = connection
             task.add_done_callback(self._connections.pop)
 
-    async def _until_it_breaks(self, pipe: Any, connection: _Connection) -> None:
+    async def _until_it_breaks(self, pipe: Pipe, connection: _Connection, source: asyncio.StreamReader) -> None:
         try:
             with contextlib.suppress(OSError):
-                await pipe
+                await pipe(connection, source)
         finally:
             connection.abort()
 

@@ -84,6 +84,8 @@ class Recorder:
         self.started: list[Started] = []
         self.settled: list[Settled] = []
         self.states: list[str] = []
+        """All but those of the listener, which PostgreSQL alone has, and which come when they come."""
+        self.listener: list[str] = []
 
     def on_started(self, record: Started) -> None:
         self.started.append(record)
@@ -92,7 +94,7 @@ class Recorder:
         self.settled.append(record)
 
     def on_worker_state(self, record: WorkerState) -> None:
-        self.states.append(record.state)
+        (self.listener if record.state in ("listening", "polling") else self.states).append(record.state)
 
     @property
     def verdicts(self) -> list[str]:

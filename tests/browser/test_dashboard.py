@@ -336,7 +336,7 @@ async def poison(engine: AsyncEngine) -> None:
         await connection.execute(insert(CronRow.__table__), entries)
 
 
-def test_what_others_write_stays_text(browser, tmp_path):
+def test_s2_what_others_write_stays_text(browser, tmp_path):
     with serving(application(tmp_path / "queue.db", poison)) as base, watched(browser, base) as context:
         page = context.new_page()
         for path in [*PAGES, CONFIRM]:

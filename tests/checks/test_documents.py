@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 from click import Group
 
+import _queue_kit_pytest
 import queue_kit
 from queue_kit.cli import main
 
@@ -125,6 +126,25 @@ def test_links_lead_to_files(document):
     assert targets
     local = [target.split("#")[0] for target in targets if not target.startswith("https://")]
     assert [target for target in local if not (CHECKOUT / target).exists()] == []
+
+
+# --- docs/testing.md (its code is run by tests/system/test_pytest_plugin.py) -----------------------------------------
+
+
+def test_the_page_on_testing_lists_the_fixtures():
+    fixtures = {
+        name: each
+        for name, each in vars(_queue_kit_pytest).items()
+        if type(each).__name__ == "FixtureFunctionDefinition"
+    }
+    assert [name for name, each in fixtures.items() if not each.__doc__] == []
+    offered = {name for name in fixtures if not name.startswith("_")}
+    assert {"queue_kit_session"} < offered
+    assert {name for name in offered if not name.startswith("queue_kit_")} == set()
+    page = (CHECKOUT / "docs" / "testing.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == offered
+    targets = [target for target in re.findall(r"\]\(([^)]+)\)", page) if not target.startswith("https://")]
+    assert [target for target in targets if not (CHECKOUT / "docs" / target).exists()] == []
 
 
 # --- CHANGELOG --------------------------------------------------------------------------------------------------------

@@ -8,27 +8,42 @@ import doctest
 import enum
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 import queue_kit
-from queue_kit import dashboard, migrate
+from queue_kit import dashboard, migrate, testing
+from queue_kit.telemetry import metrics, queue_state, tracing
 
+MODULES = (dashboard, migrate, metrics, queue_state, testing, tracing)
 SNAPSHOT = Path(__file__).with_name("api.txt")
 
 
 def public() -> dict[str, Any]:
-    """The public functions and classes: those of `queue_kit`, and of `queue_kit.migrate`, which stays a module."""
+    """The public functions and classes: those of `queue_kit`, and of the modules that are imported by name."""
     names = {name: getattr(queue_kit, name) for name in queue_kit.__all__}
-    functions = inspect.getmembers(migrate, inspect.isfunction)
-    own = {f"migrate.{name}": each for name, each in functions if each.__module__ == migrate.__name__}
-    own |= {f"dashboard.{name}": getattr(dashboard, name) for name in ("Access", "dashboard")}
-    return {name: value for name, value in {**names, **own}.items() if not name.startswith(("_", "migrate._"))}
+    own = {
+        f"{module.__name__.removeprefix('queue_kit.')}.{name}": getattr(module, name)
+        for module in MODULES
+        for name in getattr(module, "__all__", None) or _defined_in(module)
+    }
+    return {name: value for name, value in {**names, **own}.items() if not re.search(r"(^|\.)_", name)}
+
+
+def _defined_in(module: ModuleType) -> list[str]:
+    members = inspect.getmembers(module, lambda each: inspect.isfunction(each) or inspect.isclass(each))
+    return [
+        name
+        for name, each in members
+        if each.__module__ == module.__name__ and not getattr(each, "_is_protocol", False)
+    ]
 
 
 def members(cls: type) -> Iterator[tuple[str, Any]]:
@@ -50,7 +65,8 @@ def arguments(call: Callable[..., object]) -> str:
         return ""  # an exception that takes what any exception takes
     signature = inspect.signature(call)
     parameters = [each.replace(annotation=inspect.Parameter.empty) for each in signature.parameters.values()]
-    return str(signature.replace(parameters=parameters, return_annotation=inspect.Signature.empty))
+    shown = str(signature.replace(parameters=parameters, return_annotation=inspect.Signature.empty))
+    return re.sub(r"<[\w.]*?(\w+) object at 0x\w+>", r"<\1>", shown)
 
 
 def lines_of(name: str, value: Any) -> Iterator[str]:
@@ -97,8 +113,12 @@ def test_the_typed_example_of_the_api_runs():
 # --- docstrings -------------------------------------------------------------------------------------------------------
 
 
+ALIASES = ("HandlerFunction", "dashboard.Authorize")
+"""Names of types, which can have no docstring."""
+
+
 def documented() -> dict[str, Any]:
-    found = {name: value for name, value in public().items() if name != "HandlerFunction"}  # an alias can have none
+    found = {name: value for name, value in public().items() if name not in ALIASES}
     for name, value in list(found.items()):
         if isinstance(value, type):
             found |= {f"{name}.{member}": what for member, what in members(value)}
@@ -138,7 +158,7 @@ def test_the_examples_of_docstrings_run(test, tmp_path, monkeypatch):
     for example in test.examples:  # also of what is skipped: a fragment that needs a database
         compile(example.source, test.name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     engine = create_async_engine("postgresql+asyncpg://nobody@nowhere/nothing")
-    known = {name: getattr(queue_kit, name) for name in queue_kit.__all__}
+    known = {name.rpartition(".")[2]: value for name, value in public().items()}
     test.globs.update(known, AsyncSession=AsyncSession, Email=Email, engine=engine, jobs=queue_kit.Handlers())
     report: list[str] = []
     doctest.DocTestRunner().run(test, out=report.append)

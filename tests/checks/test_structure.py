@@ -16,8 +16,8 @@ PACKAGE = CHECKOUT / "queue_kit"
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
 MODULES = sorted([*PACKAGE.rglob("*.py"), *(CHECKOUT / "alembic").rglob("*.py")])
 
-PARTS = {"pydantic_core": "pydantic"}
-"""Modules that come with a dependency: which one."""
+PARTS = {"pydantic_core": "pydantic", "opentelemetry": "opentelemetry_api"}
+"""Modules that are not called as the dependency that they come with: which one."""
 
 
 def nodes(*kinds: type[ast.AST]) -> list[tuple[str, ast.AST]]:
@@ -52,16 +52,16 @@ def test_what_is_imported_is_declared_and_the_reverse():
     imported = {PARTS.get(name, name) for name in imports()}
     # SQLAlchemy imports asyncpg when it makes an engine, zoneinfo reads tzdata on Windows.
     assert imported - optional() | {"asyncpg", "tzdata"} == declared
-    assert {"starlette", "jinja2", "uvicorn"} <= imported
+    assert {"prometheus_client", "opentelemetry_api", "starlette", "jinja2", "uvicorn"} <= imported
 
 
 @pytest.mark.parametrize("module", ["queue_kit", "queue_kit.cli"])
 def test_an_import_needs_no_extra_and_stays_light(module):
     lines = f"import sys, {module}; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
     done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=True)
-    loaded = set(done.stdout.split())
+    loaded = {PARTS.get(name, name) for name in done.stdout.split()}
     assert "sqlalchemy" in loaded
-    assert {"aiosqlite", "rich", "fastapi", "starlette"} < optional()
+    assert {"aiosqlite", "rich", "fastapi", "prometheus_client", "starlette"} < optional()
     # pydantic is loaded by the first typed handler, the driver by the first engine.
     assert loaded & (optional() | {"pydantic", "asyncpg"}) == set()
 
@@ -98,6 +98,9 @@ def test_the_version_is_said_once():
     [
         ("queue_kit.dashboard", "starlette", "dashboard"),
         ("queue_kit.dashboard", "jinja2", "dashboard"),
+        ("queue_kit.telemetry.metrics", "prometheus_client", "metrics"),
+        ("queue_kit.telemetry.queue_state", "prometheus_client", "metrics"),
+        ("queue_kit.telemetry.tracing", "opentelemetry", "tracing"),
     ],
 )
 def test_what_needs_an_extra_says_which(module, missing, extra):

@@ -22,6 +22,11 @@ async def lapse(engine: AsyncEngine, job_id: int, *, times: int = 1) -> None:
     await change(engine, job_id, status=1, scheduled_at=past, **held)
 
 
+async def steal(engine: AsyncEngine, job_id: int) -> None:
+    """Another worker claims the job, as after a lapse."""
+    await change(engine, job_id, claim_no=JobRow.claim_no + 1)
+
+
 STATES = ("scheduled", "ready", "lapsed", "running", "completed", "failed", "cancelled")
 """Every state that a job can be in; "lapsed" is ready again, since its worker died."""
 

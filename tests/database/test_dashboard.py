@@ -87,7 +87,7 @@ PATHS = [
 # --- who --------------------------------------------------------------------------------------------------------------
 
 
-async def test_nothing_is_mounted_without_saying_who_may_see_it(engine):
+async def test_s1_nothing_is_mounted_without_saying_who_may_see_it(engine):
     for refused in (None, True):
         with pytest.raises(ConfigurationError, match="say who may"):
             dashboard(engine, authorize=refused)
@@ -97,7 +97,7 @@ async def test_nothing_is_mounted_without_saying_who_may_see_it(engine):
         dashboard(engine, authorize=lambda _: None, hidden_names="payment")
 
 
-async def test_a_stranger_sees_nothing(engine):
+async def test_s1_a_stranger_sees_nothing(engine):
     await add_job(engine, "email.send", {"to": SECRET})
     async with visiting(dashboard(engine, authorize=lambda _: None)) as stranger:
         for path in [*PATHS, "/nowhere", "/static/../jobs/1", "/static/%2e%2e/jobs"]:
@@ -132,7 +132,7 @@ async def test_what_authorize_gives_must_be_an_access(engine):
             await visitor.get("/")
 
 
-async def test_who_may_only_read_finds_no_button_and_no_way(engine, caplog):
+async def test_s1_who_may_only_read_finds_no_button_and_no_way(engine, caplog):
     job_id = await add_job(engine, "email.send")
     await fail(engine, job_id)
     await register_cron_jobs(engine, [CronJob("report", "0 6 * * *")])
@@ -152,7 +152,7 @@ async def test_who_may_only_read_finds_no_button_and_no_way(engine, caplog):
 # --- what a change must show ------------------------------------------------------------------------------------------
 
 
-async def test_a_change_comes_from_this_site(ada, engine):
+async def test_s3_a_change_comes_from_this_site(ada, engine):
     job_id = await add_job(engine, "email.send", delay=60)
     token = await token_on(ada, f"/jobs/{job_id}")
     refused: list[dict[str, str]] = [
@@ -176,7 +176,7 @@ async def test_a_change_comes_from_this_site(ada, engine):
     assert (await row_of(engine, job_id)).state == JobState.cancelled
 
 
-async def test_a_change_has_the_token_of_this_browser_and_person(engine):
+async def test_s3_a_change_has_the_token_of_this_browser_and_person(engine):
     job_id = await add_job(engine, "email.send", delay=60)
     app = dashboard(engine, authorize=lambda request: Access(request.headers.get("who", "ada"), act=True))
     path = f"/jobs/{job_id}/cancel"
@@ -195,7 +195,7 @@ async def test_a_change_has_the_token_of_this_browser_and_person(engine):
     assert (await row_of(engine, job_id)).state == JobState.scheduled
 
 
-async def test_only_a_post_of_a_form_changes_something(ada, engine):
+async def test_s3_only_a_post_of_a_form_changes_something(ada, engine):
     job_id = await add_job(engine, "email.send", delay=60)
     path = f"/jobs/{job_id}/cancel"
     token = await token_on(ada, f"/jobs/{job_id}")
@@ -221,7 +221,7 @@ async def test_the_cookie_is_out_of_the_reach_of_scripts_and_other_sites(engine)
         assert cookie.endswith("; Path=/; HttpOnly; SameSite=Strict; Secure")
 
 
-async def test_every_answer_has_the_headers(ada):
+async def test_s2_every_answer_has_the_headers(ada):
     for path in [*PATHS, "/nowhere", "/jobs/1/x", "/static/dashboard.js", "/static/nothing"]:
         headers = (await ada.get(path)).headers
         policy = headers["content-security-policy"]
@@ -384,7 +384,7 @@ async def test_a_job_is_shown_with_payload_and_errors(ada, engine):
         assert (await ada.get(f"/jobs/{nobody}")).status_code == 404
 
 
-async def test_hidden_payloads_hide_what_errors_quote(engine):
+async def test_s8_hidden_payloads_hide_what_errors_quote(engine):
     job_id = await add_job(engine, "payment.capture", {"card": SECRET})
     await fail(engine, job_id, message=SECRET)
     apps = [

@@ -407,6 +407,8 @@ async def test_payloads_of_every_type_come_back_as_they_were_added(engine, jobs)
         (takes_typed_dict, {"street": "Kade"}),
         (takes_model, {"id": "no uuid", "total": 1}),
         (takes_model, {"id": str(ORDER), "total": -1}),
+        (takes_model, Order.model_construct(id="no uuid", total=1)),
+        (takes_model, Order.model_construct(id=ORDER, total="much")),
         (takes_ids, ["no uuid"]),
         (takes_ids, str(ORDER)),
         (takes_number, "seven"),

@@ -11,6 +11,8 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from queue_kit import Discard, Handler, JobRow, JobState, QueueWorker, Snooze, add_job, get_job
+from queue_kit._claims import Claims
+from queue_kit._spine import Spine
 from tests.database.clock import database_now
 from tests.database.running import Gate, lapse
 from tests.support import ADD_EFFECT, Recorder, change, count_jobs, effects, make_effects, move, row_of, until
@@ -230,6 +232,35 @@ async def test_the_last_ten_errors_are_kept(engine):
     assert row.retry_count == 13
     assert [error["try"] for error in row.errors] == list(range(4, 14))
     assert [error["message"] for error in row.errors] == [f"try {n}" for n in range(4, 14)]
+
+
+async def test_a_drain_is_not_over_while_a_try_comes_back_that_began_behind_its_back(engine, monkeypatch):
+    """The worker's timer finds a retry that is due, and may do so between two looks of the drain's own."""
+    flushed, run_dry, tries, asked = Spine.flushed, Claims.run_dry, [], asyncio.Event()
+
+    async def flushed_and_begun_again(self: Spine) -> None:
+        before = len(tries)
+        await flushed(self)
+        if 0 < before < 5:
+            await until(lambda: len(tries) > before)
+
+    async def asked_to_run_dry(self: Claims, pullers: int) -> int:
+        asked.set()
+        delivered = await run_dry(self, pullers)
+        asked.clear()
+        return delivered
+
+    monkeypatch.setattr(Spine, "flushed", flushed_and_begun_again)
+    monkeypatch.setattr(Claims, "run_dry", asked_to_run_dry)
+
+    async def fail(event, session, job):
+        tries.append(job.attempt)
+        await asked.wait()
+        raise BrokenError(job.attempt)
+
+    await add_job(engine, "fail", max_retry_count=5)
+    counts = await QueueWorker(engine, {"fail": fail}, retry_delay=0).drain()
+    assert (counts["retried"], counts["failed"]) == (4, 1)
 
 
 @pytest.mark.parametrize("filler", ["x", "\x00", "\udc80"], ids=["plain", "NUL", "surrogate"])

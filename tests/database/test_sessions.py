@@ -24,8 +24,8 @@ from queue_kit import (
     get_job,
     sqlite_engine,
 )
-from queue_kit.models import JOBS
-from tests.support import ADD_EFFECT, Recorder, change, count_jobs, effects, make_effects, row_of, until
+from tests.database.running import steal
+from tests.support import ADD_EFFECT, Recorder, count_jobs, effects, make_effects, row_of, until
 
 
 class Base(DeclarativeBase):
@@ -45,11 +45,6 @@ def jobs() -> Handlers:
 @pytest.fixture(autouse=True)
 async def effect_table(engine: AsyncEngine) -> None:
     await make_effects(engine)
-
-
-async def steal(engine: AsyncEngine, job_id: int) -> None:
-    """Another worker claims the job, as after a lapse."""
-    await change(engine, job_id, claim_no=JOBS.c.claim_no + 1)
 
 
 async def test_writes_and_completion_commit_together(engine, jobs):
@@ -165,13 +160,13 @@ async def test_an_unused_session_is_fenced_as_well(engine, jobs):
 async def test_every_commit_raises_once_the_token_is_aborted(engine, jobs):
     raised = []
 
-    @jobs.handler("aborted", timeout=0.05, max_retry_count=1)
+    @jobs.handler("aborted", timeout=1.0, max_retry_count=1)
     async def aborted(event, session, job):
+        await session.execute(ADD_EFFECT, {"job_id": job.id})
         try:
             await asyncio.sleep(60)
         except asyncio.CancelledError:
             try:
-                await session.execute(ADD_EFFECT, {"job_id": job.id})
                 await session.commit()
             except Exception as error:
                 raised.append(type(error).__name__)
@@ -410,7 +405,7 @@ async def test_deadlines_inside_a_statement_leak_no_lock(sqlite, jobs):
     loop = asyncio.get_running_loop()
     began = loop.time()
     await add_job(sqlite, "writer")
-    assert loop.time() - began < 1.0
+    assert loop.time() - began < 4.0
 
 
 async def test_another_sqlite_engine_is_refused_by_name(sqlite, jobs):

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import pytest
+from sqlalchemy import Engine, event
 
 from queue_kit import Handlers, JobState, QueueWorker, add_job
 from tests.support import Recorder, row_of, until
@@ -138,3 +139,23 @@ async def test_its_thread_ends_with_the_worker(engine, jobs):
     async with QueueWorker(engine, jobs, lease=LEASE):
         assert watching() == before + 1
     await until(lambda: watching() == before)
+
+
+async def test_a_blocked_loop_is_not_taken_for_a_database_that_is_away(pg_engine, caplog):
+    hook, blocked = Recorder(), []
+
+    def sent(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "UPDATE queue_kit_worker" in statement and not blocked:
+            blocked.append(statement)
+            # It is on its way when this comes, and a worker with this lease waits a second for the answer.
+            asyncio.get_running_loop().call_soon(time.sleep, 1.2)
+
+    async with QueueWorker(pg_engine, Handlers(), lease=LEASE, hooks=[hook]):
+        event.listen(Engine, "before_cursor_execute", sent)
+        try:
+            await until(lambda: reports(caplog, logging.WARNING))  # the loop runs again
+        finally:
+            event.remove(Engine, "before_cursor_execute", sent)
+    assert blocked
+    assert "database_down" not in hook.states
+    assert "does not answer" not in caplog.text

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from queue_kit import (
     AbortToken,
@@ -18,12 +18,14 @@ from queue_kit import (
     Discard,
     Handlers,
     Job,
+    JobRow,
     JobState,
     NewJob,
     QueueWorker,
     Snooze,
     add_job,
     add_jobs,
+    cancel_job,
     in_process,
     in_thread,
 )
@@ -240,6 +242,27 @@ async def test_hooks_are_told_of_it_and_the_recovery_waits_for_no_poll(engine, j
         refusing.let_go.set()
         await until(lambda: len(hook.settled) == 3)
     assert hook.states == ["started", "unhealthy", "healthy", "stopping", "stopped"]
+
+
+async def test_a_job_that_was_held_ahead_and_comes_back_late_waits_for_no_poll(pg_engine, jobs, refusing):
+    hook = Recorder()
+    jobs.add("refusing", refusing)
+    _, second, note = await add_jobs(
+        pg_engine,
+        [NewJob("refusing", priority=0, handler_timeout=0.02), NewJob("refusing", priority=1), NewJob("note")],
+        [NewJob("refusing", priority=0, handler_timeout=0.02), NewJob("refusing", priority=1), NewJob("note")],
+    )
+    options = {"lease": 1.5, "cancel_grace": 0.02, "poll_interval": 600, "listen": False, "hooks": [hook]}
+    async with QueueWorker(pg_engine, jobs, max_retry_count=1, **options):
+        await until(lambda: len(hook.started) == 2)
+        async with pg_engine.connect() as user, user.begin():
+            locked = await user.execute(select(JobRow.worker_id).where(JobRow.id == note).with_for_update())
+            assert locked.scalar() is not None, "it is not held ahead"
+            await cancel_job(pg_engine, second)
+            await until(lambda: "unhealthy" in hook.states)
+            refusing.let_go.set()
+            await until(lambda: "healthy" in hook.states)
+        await until(lambda: hook.verdicts.count("completed") == 1)
 
 
 async def test_a_wedged_job_is_not_started_again_beside_itself(engine, jobs, refusing):

@@ -243,9 +243,17 @@ class Wire:
 class SimulatedListener:
     """Stands for the connection that a worker listens on: it breaks now and then, and is deaf until it is back."""
 
-    def __init__(self, wire: Wire, *, on_job: Callable[[], None], on_cancel: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        wire: Wire,
+        *,
+        on_job: Callable[[], None],
+        on_cancel: Callable[[], None],
+        on_change: Callable[[str], None],
+    ) -> None:
         self._wire = wire
         self._on_job = on_job
+        self._on_change = on_change
         self._broken = asyncio.Event()
 
     async def serve(self) -> None:
@@ -255,8 +263,10 @@ class SimulatedListener:
             with contextlib.suppress(ConnectionError, TimeoutError, DBAPIError):
                 async with asyncio.timeout(5.0):
                     await self._wire.listen(self._heard, self._broken.set)
+                self._on_change("listening")
                 self._on_job()  # what was sent before was not heard
                 await self._broken.wait()
+                self._on_change("polling")
             await asyncio.sleep(0.5)
 
     def _heard(self) -> None:

@@ -20,6 +20,7 @@ from uuid import UUID
 
 from queue_kit import _crew
 from queue_kit._crew import Crew
+from queue_kit._link import LONGEST_WAIT
 from queue_kit._run import Limits
 from queue_kit._sleep import OFTEN
 from queue_kit.event import AbortToken
@@ -254,7 +255,7 @@ class World:
         await asyncio.sleep(DOWN_SECONDS)
         for worker, (sent, turns) in zip(self.slots, before, strict=True):
             sent, turns = len(worker.wire.sent) - sent, worker.process.turns - turns
-            if sent > DOWN_SECONDS + 1:
+            if sent > DOWN_SECONDS / min(worker.plan.lease / 6, LONGEST_WAIT / 2) + 1:
                 self.rules.breach(f"{worker.process.name} sent {sent} statements in {DOWN_SECONDS} s of an outage")
             if turns > 3 * 20 * DOWN_SECONDS / worker.plan.lease + 40 * DOWN_SECONDS:
                 self.rules.breach(f"{worker.process.name} took {turns} turns in {DOWN_SECONDS} s of an outage")

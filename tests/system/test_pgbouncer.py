@@ -175,8 +175,10 @@ async def test_n8_a_worker_that_listens_directly_starts_and_cancels_jobs_at_once
 
 
 async def test_a_worker_whose_listen_hears_nothing_says_so(pooled, caplog):
-    async with QueueWorker(pooled, {"write": write}, poll_interval=0.1):
+    recorder = Recorder()
+    async with QueueWorker(pooled, {"write": write}, poll_interval=0.1, hooks=[recorder]):
         await until(lambda: "pass listen= an engine" in caplog.text)
+        await until(lambda: recorder.listener == ["polling"])
 
 
 @pytest.mark.parametrize("listen", [False, True], ids=["polling", "a LISTEN that hears nothing"])

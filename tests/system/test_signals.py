@@ -20,7 +20,7 @@ SCRIPT = Path(__file__).with_name("signalled.py")
 TERM, INT = signal.SIGTERM, signal.SIGINT
 
 LONG = 600.0
-AT_ONCE = 15.0
+AT_ONCE = 30.0
 """For what must not wait for any of the long times: leaving, and an interpreter that ends, on a busy machine."""
 
 
@@ -153,10 +153,11 @@ async def test_p8_a_second_signal_leaves_at_once(engine, database_url, first, se
 @pytest.mark.parametrize(("handler", "status"), [("endless", 0), ("refuses", 1), ("stuck", 1)])
 async def test_p7_after_the_grace_a_job_is_cut_off_and_given_back(engine, database_url, handler, status):
     job_id = await add_job(engine, "work")
-    async with worker(database_url, handler, grace=0.2, cancel_grace=0.5) as process:
+    # Long enough for what is given back to be written on a busy machine too.
+    async with worker(database_url, handler, grace=0.2, cancel_grace=2.0) as process:
         await process.until_it_says("running")
         process.send(TERM)
-        assert await process.ends(within=0.7 + AT_ONCE) == status
+        assert await process.ends(within=2.2 + AT_ONCE) == status
     assert {"released", "stopped"} <= set(process.said)
     assert ("left run" in process.said) is (status == 0)
     assert ("refused" in process.said) is (handler == "refuses")

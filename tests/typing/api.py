@@ -61,6 +61,7 @@ from queue_kit import (
     sqlite_engine,
 )
 from queue_kit.dashboard import Access, dashboard
+from queue_kit.testing import assert_enqueued, drain, enqueued, move_clock, rolled_back, run_handler
 
 # --- payloads and handlers --------------------------------------------------------------------------------------------
 
@@ -273,6 +274,7 @@ class Metrics:
         assert_type(record.worker_id, UUID)
         assert_type(record.job.name, str)
         assert_type(record.trace_context, Mapping[str, Any] | None)
+        assert_type(record.due, datetime)
 
     def on_settled(self, record: Settled) -> None:
         assert_type(record.outcome.verdict, Verdict)
@@ -423,3 +425,45 @@ async def rows(session: AsyncSession) -> None:
     await session.execute(delete(JobRow).where(JobRow.is_complete, JobRow.priority > 3))
 
     _ = row.attempts  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType]
+
+
+# --- in an application's tests ----------------------------------------------------------------------------------------
+
+
+async def tests(session: AsyncSession, engine: AsyncEngine, order: Order) -> None:
+    async with rolled_back(engine) as connection:
+        assert_type(connection, AsyncConnection)
+        assert_type(await drain(connection, jobs), dict[str, int])
+    await drain(
+        session,
+        {"function": unregistered, "limited": Handler(unregistered, timeout=30)},
+        max_runs=10,
+        handler_timeout=timedelta(seconds=1),
+        max_retry_count=1,
+        retry_delay=0,
+        session_factory=async_sessionmaker(engine, class_=MySession),
+        hooks=[Metrics()],
+    )
+    await drain(engine, jobs)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+    await move_clock(session, 60)
+    await move_clock(session, timedelta(days=1))
+    await move_clock(session, "1 day")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+    assert_type(await enqueued(session), list[JobRow])
+    assert_type(await enqueued(engine, "email.send", {"to": "a@b.c"}), list[JobRow])
+    assert_type(await enqueued(session, draw_path, [Point(0, 1)]), list[JobRow])
+    assert_type(await assert_enqueued(session, send_email), JobRow)
+    assert_type(await assert_enqueued(session, send_email, Email(to="a@b.c")), JobRow)
+    await assert_enqueued(session, make_thumbnail, Thumbnail(file_id=1, widths=[]))
+    await assert_enqueued(session, send_email, order)  # type: ignore[misc]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    await assert_enqueued(session)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+
+    await run_handler(send_email, Email(to="a@b.c"), session=session, retry_count=1)
+    await run_handler(unregistered, Email(to="a@b.c"), job_id=7, scheduled_at=datetime.now(UTC))
+    await run_handler(Handler(unregistered), Email(to="a@b.c"))
+    await run_handler(blocking, Email(to="a@b.c"))
+    await run_handler(plain)
+    await run_handler(make_thumbnail, Thumbnail(file_id=1, widths=[]))
+    await run_handler(send_email, order)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await run_handler(render, Email(to="a@b.c"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -541,3 +541,13 @@ async def test_it_can_be_run_dry_again(claims, queue):
         assert await numbers(pull(claims)) == [2]
         pull(claims)
         assert await asyncio.wait_for(again, 10) == 2
+
+
+async def test_running_dry_counts_what_was_delivered_before_it_was_asked_for(claims, queue):
+    """Or a drain would take a job that still runs, and may come back to the queue, for one that was never there."""
+    queue.holds(1)
+    async with serving(claims):
+        assert await numbers(pull(claims)) == [1]
+        dry = asyncio.create_task(claims.run_dry(1))
+        pull(claims)
+        assert await asyncio.wait_for(dry, 10) == 1

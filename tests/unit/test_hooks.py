@@ -29,7 +29,7 @@ from queue_kit.hooks import Observers, emit_enqueued, trace_context_for
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 WORKER = UUID(int=1)
 JOB = Job(id=1, name="a", data={}, priority=5, scheduled_at=NOW, created_at=NOW)
-STARTED = Started(WORKER, JOB, None)
+STARTED = Started(WORKER, JOB, None, NOW)
 SETTLED = Settled(WORKER, JOB, Outcome(Verdict.completed), 0.5, None)
 STATE = WorkerState(WORKER, "started")
 ENQUEUED = Enqueued(1, NewJob("a"))

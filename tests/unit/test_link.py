@@ -7,12 +7,12 @@ from queue_kit._link import Link
 
 @pytest.fixture
 def link() -> Link:
-    return Link(on_change=lambda _: None, on_trouble=lambda: None)
+    return Link(lease=30.0, on_change=lambda _: None, on_trouble=lambda: None)
 
 
 def test_a_change_is_told_and_logged_once(caplog):
     states, troubles = [], []
-    link = Link(on_change=states.append, on_trouble=lambda: troubles.append(1))
+    link = Link(lease=30.0, on_change=states.append, on_trouble=lambda: troubles.append(1))
     for _ in range(3):
         link.failed(OSError("gone"))
     for _ in range(3):
@@ -31,6 +31,12 @@ def test_the_pauses_between_probes_grow_to_two_seconds(link):
     assert pauses[:2] == [0.0, 0.0]
     assert 0.25 <= pauses[2] <= 0.5
     assert all(1.0 <= pause <= 2.0 for pause in pauses[4:])
+
+
+def test_with_a_short_lease_no_pause_is_longer_than_between_two_renewals():
+    link = Link(lease=3.0, on_change=lambda _: None, on_trouble=lambda: None)
+    link.failed(OSError("gone"))
+    assert max(link.backoff() for _ in range(8)) <= 1.0
 
 
 def test_a_long_outage_is_asked_about_for_ever(link):

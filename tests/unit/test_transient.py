@@ -14,7 +14,7 @@ from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
 from sqlalchemy.exc import DBAPIError, InvalidRequestError, PendingRollbackError
 
 from queue_kit import LeaseLost
-from queue_kit._transient import is_connection_lost, is_transient
+from queue_kit._transient import is_connection_lost, is_server_trouble, is_transient
 
 POSTGRES = PGDialect_asyncpg(dbapi=PGDialect_asyncpg.import_dbapi())
 SQLITE = SQLiteDialect_aiosqlite(dbapi=SQLiteDialect_aiosqlite.import_dbapi())
@@ -118,3 +118,27 @@ def test_what_the_database_answered_and_may_take_back_is_transient_but_not_ambig
 def test_what_lasts_is_not_tried_again(error):
     assert not is_transient(error)
     assert not is_connection_lost(error)
+
+
+@pytest.mark.parametrize(
+    "name", ["read-only standby", "too many connections", "disk full", "out of memory", "SQLite disk full"]
+)
+def test_what_a_server_cannot_do_for_anybody_is_its_trouble(name):
+    assert is_server_trouble(PASSING[name])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        postgres(asyncpg.ConfigurationLimitExceededError("temporary file size exceeds temp_file_limit")),
+        postgres(asyncpg.UndefinedFileError("could not open file for reading")),
+        postgres(asyncpg.DuplicateFileError("could not create file")),
+        PASSING["statement timeout"],
+        PASSING["deadlock"],
+        LASTING["unique key"],
+        LASTING["of the handler"],
+    ],
+    ids=str,
+)
+def test_what_only_this_statement_cannot_have_is_not(error):
+    assert not is_server_trouble(error)

@@ -1,0 +1,234 @@
+"""What is in the queue, for Prometheus: the backlog by name, how old it is, and names that no live worker runs.
+
+The database is asked on a timer or when a scrape awaits it, never by the scrape itself: `collect()` only shows what was
+seen last. A large backlog takes long to count, so looks are paced by what they cost.
+"""
+
+import asyncio
+import heapq
+import logging
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from queue_kit import _statements
+from queue_kit._handler import check_limits
+from queue_kit._link import in_a_line
+from queue_kit.errors import ConfigurationError
+from queue_kit.job import Seconds
+from queue_kit.operate import Insights, NameInsights, queue_insights
+from queue_kit.telemetry._labels import MOST_NAMES, OTHER, check_most_names
+
+try:
+    from prometheus_client import REGISTRY, CollectorRegistry
+    from prometheus_client.core import GaugeMetricFamily, Metric
+    from prometheus_client.registry import Collector
+except ModuleNotFoundError as _missing:
+    raise ImportError("these metrics need prometheus-client: pip install 'queue-kit[metrics]'") from _missing
+
+_logger = logging.getLogger("queue_kit.telemetry")
+
+PAUSES = 9
+"""How many times as long as a look took is waited for until the next: a tenth of one connection's time at most."""
+
+LATER = 1.0
+"""Seconds after the server's timeout until ours: a statement that the server ends leaves its connection usable."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What a look at the queue saw; `insights` is `None` when it failed."""
+
+    insights: Insights | None
+    at: float
+    seconds: float
+
+
+class QueueStateMetrics(Collector):
+    """The state of the queue as Prometheus metrics, read with `queue_insights` at most every `interval` seconds.
+
+    Inside `async with` a timer reads it; without, `await refresh()` before each scrape. A look takes one connection of
+    `engine`'s pool, for at most `timeout` seconds on PostgreSQL; while the last one failed, only `queue_kit_queue_up`,
+    0, is exported. Every process that has one reads the whole queue: combine them with `max`, not with `sum`. The names
+    with most jobs have series of their own, up to `most_names`. Raises `ConfigurationError` when `registry` has one.
+
+    >>> from prometheus_client import CollectorRegistry
+    >>> async def lifespan(app):
+    ...     async with QueueStateMetrics(engine, CollectorRegistry(), interval=30):
+    ...         yield
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        registry: CollectorRegistry = REGISTRY,
+        *,
+        interval: Seconds = 15.0,
+        timeout: Seconds = 5.0,
+        most_names: int = MOST_NAMES,
+    ) -> None:
+        self._engine = engine.execution_options(queue_kit_readonly=True)
+        self._interval = _positive(interval, "interval")
+        self._timeout = _positive(timeout, "timeout")
+        self._most_names = check_most_names(most_names)
+        self._seen: _Look | None = None
+        self._earliest = -math.inf
+        self._looking: asyncio.Task[None] | None = None
+        self._timer: asyncio.Task[None] | None = None
+        try:
+            registry.register(self)
+        except ValueError as error:
+            raise ConfigurationError(f"QueueStateMetrics cannot be registered, or is already: {error}") from error
+
+    async def __aenter__(self) -> Self:
+        if self._timer is None:
+            self._timer = asyncio.create_task(self._keep_looking(), name="queue_kit: look at the queue now and then")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            await asyncio.wait({self._timer})
+            self._timer = None
+        if self._looking is not None:
+            await asyncio.wait({self._looking})
+        self._seen = None  # old figures would pass for new ones
+
+    async def _keep_looking(self) -> None:
+        while True:
+            await self.refresh()
+            await asyncio.sleep(self._earliest - time.monotonic())
+
+    async def refresh(self) -> None:
+        """Read the queue's state anew, unless the last look is too recent; raises nothing.
+
+        >>> async def scrape(state):
+        ...     await state.refresh()
+        ...     return generate_latest()
+        """
+        if self._looking is None:
+            if time.monotonic() < self._earliest:
+                return
+            self._looking = asyncio.create_task(self._look(), name="queue_kit: look at the queue")
+        await asyncio.shield(self._looking)  # others may wait for it too, and SQLite suffers no cancelling
+
+    async def _look(self) -> None:
+        began = time.monotonic()
+        insights = None
+        try:
+            # On SQLite a cancelled statement leaks its lock; a reader there waits for nobody.
+            async with asyncio.timeout(self._timeout + LATER if self._is_postgresql else None):
+                insights = await self._read()
+        except Exception as error:  # noqa: BLE001 - whatever it is, a scrape says that it failed
+            if self._seen is None or self._seen.insights is not None:
+                _logger.warning("the state of the queue cannot be read: %s", in_a_line(error))
+        finally:
+            seconds = time.monotonic() - began
+            self._seen = _Look(insights, time.time(), seconds)
+            self._earliest = time.monotonic() + max(self._interval, PAUSES * seconds)
+            self._looking = None
+
+    async def _read(self) -> Insights:
+        async with AsyncSession(self._engine) as session:
+            if self._is_postgresql:  # or it would go on there when nobody waits any more
+                milliseconds = str(math.ceil(self._timeout * 1000))
+                await session.execute(_statements.limit_statements(), {"milliseconds": milliseconds})
+            return await queue_insights(session)
+
+    @property
+    def _is_postgresql(self) -> bool:
+        return self._engine.dialect.name == "postgresql"
+
+    # --- what Prometheus asks -----------------------------------------------------------------------------------------
+
+    def describe(self) -> Iterable[Metric]:
+        """The metrics without their figures."""
+        return _Families().all
+
+    def collect(self) -> Iterable[Metric]:
+        """What was seen last."""
+        families, seen = _Families(), self._seen
+        if seen is None:
+            return families.all
+        families.up.add_metric([], seen.insights is not None)
+        families.seconds.add_metric([], seen.seconds)
+        if seen.insights is not None:
+            families.refreshed.add_metric([], seen.at)
+            families.add(seen.insights, self._most_names)
+        return families.all
+
+
+class _Families:
+    """The metrics, to be filled."""
+
+    def __init__(self) -> None:
+        self.up = GaugeMetricFamily("queue_kit_queue_up", "Whether the last look at the queue went well.")
+        self.seconds = GaugeMetricFamily("queue_kit_queue_look_seconds", "How long the last look took.")
+        self.refreshed = GaugeMetricFamily(
+            "queue_kit_queue_refreshed_timestamp_seconds", "When the figures beside this were read."
+        )
+        self.jobs = GaugeMetricFamily(
+            "queue_kit_queue_jobs",
+            "Jobs in the database: pending (due and waiting), scheduled, running, failed.",
+            labels=("name", "state"),
+        )
+        self.oldest = GaugeMetricFamily(
+            "queue_kit_queue_oldest_due_seconds",
+            "For how long the first due job waits; 0 when none does.",
+            labels=("name",),
+        )
+        self.unhandled = GaugeMetricFamily(
+            "queue_kit_queue_unhandled_jobs", "Waiting jobs whose name no live worker runs.", labels=("name",)
+        )
+
+    @property
+    def all(self) -> list[Metric]:
+        return [self.up, self.seconds, self.refreshed, self.jobs, self.oldest, self.unhandled]
+
+    def add(self, insights: Insights, most_names: int) -> None:
+        for name, of_name in _largest(insights.by_name.items(), most_names):
+            for state in ("pending", "scheduled", "running", "failed"):
+                self.jobs.add_metric([name, state], getattr(of_name, state))
+            self.oldest.add_metric([name], of_name.oldest_due_seconds or 0.0)
+        unhandled = ((name, insights.by_name[name]) for name in insights.unhandled_names)
+        for name, of_name in _largest(unhandled, most_names):
+            self.unhandled.add_metric([name], of_name.pending + of_name.scheduled)
+
+
+def _largest(by_name: Iterable[tuple[str, NameInsights]], most: int) -> Iterator[tuple[str, NameInsights]]:
+    """The names with most jobs, and the others as one."""
+    names = list(by_name)
+    if len(names) <= most:
+        yield from names
+        return
+    kept = dict(heapq.nlargest(most, names, key=lambda item: _size(item[1])))
+    yield from kept.items()
+    rest = [of_name for name, of_name in names if name not in kept]
+    yield (
+        OTHER,
+        NameInsights(
+            pending=sum(each.pending for each in rest),
+            scheduled=sum(each.scheduled for each in rest),
+            running=sum(each.running for each in rest),
+            failed=sum(each.failed for each in rest),
+            oldest_due_seconds=max(each.oldest_due_seconds or 0.0 for each in rest),
+        ),
+    )
+
+
+def _size(of_name: NameInsights) -> int:
+    return of_name.pending + of_name.scheduled + of_name.running + of_name.failed
+
+
+def _positive(value: Seconds, field: str) -> float:
+    seconds, _ = check_limits(value, None, argument=field)
+    if seconds is None or not 0 < seconds < math.inf:
+        raise ConfigurationError(f"{field} is a finite number of seconds above 0, not {value!r}")
+    return seconds
