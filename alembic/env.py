@@ -11,7 +11,7 @@ from alembic import context
 from sqlalchemy import Connection
 
 from queue_kit import migrate
-from queue_kit.cli import engine_for, read_url
+from queue_kit.cli.database import engine_for, read_url
 
 
 def _migrate(connection: Connection) -> None:

@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from queue_kit._claims import Claims
 from queue_kit._endings import Ending
 from queue_kit._handler import Handler
+from queue_kit._history import History
 from queue_kit._intake import Intake
 from queue_kit._leases import Leases
 from queue_kit._link import Link
@@ -100,6 +101,7 @@ class Crew:
         self._pulse = Pulse(
             store, self._link, scan, poll_interval=poll_interval, wake=self._wake, check_in=self._check_in
         )
+        self._history = History(store, guarded=self._guarded)
         self._watchdog = Watchdog(lambda: [*self._leases.runs(), *self.spine.wedged.values()], lease=store.lease)
         self._sleep: Sleep | None = None
         self._renew_now = asyncio.Event()
@@ -132,6 +134,7 @@ class Crew:
             self._serving(group, self._leases.watch, "queue_kit: watch leases")
             self._serving(group, self._keep_leases, "queue_kit: renew leases")
             self._serving(group, self._pulse.serve, "queue_kit: pulse")
+            self._serving(group, self._history.serve, "queue_kit: history")
             if self.store.embedded:
                 self._unsubscribe = on_commit(self._engine, committing=self._heard, committed=self._pulse.nudge)
             elif self._listen is not False:
@@ -218,6 +221,8 @@ class Crew:
         await self.spine.close()
         if self._link.is_up:
             with suppress(Exception):
+                await self._history.finish()
+            with suppress(Exception):
                 await self.store.depart()
         self._sessions.close()
         with suppress(Exception):
@@ -299,6 +304,7 @@ class Crew:
         self._pulse.nudge(self._link.backoff())
 
     def _settled(self, ending: Ending) -> None:
+        self._history.add(ending)
         if ending.outcome.verdict in (Verdict.retried, Verdict.snoozed):
             self._pulse.nudge(ending.outcome.delay)
         elif ending.claimed.cron_name is not None:

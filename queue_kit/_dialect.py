@@ -153,6 +153,30 @@ class with_error(FunctionElement[Any]):  # noqa: N801
     inherit_cache = True
 
 
+class last_element(FunctionElement[Any]):  # noqa: N801
+    """The last element of a JSON array; NULL of anything else."""
+
+    type = NullType()
+    inherit_cache = True
+
+
+class beginning_of(FunctionElement[str]):  # noqa: N801
+    """The first 500 characters of one field of a JSON object, as text; NULL where there is none."""
+
+    type = Text()
+    inherit_cache = True
+
+    def __init__(self, value: ColumnElement[Any], key: str) -> None:
+        super().__init__(value, literal_column(f"'{key}'"))
+
+
+class sorted_by(FunctionElement[Any]):  # noqa: N801
+    """A column to order by that SQLite must not walk for it: it would read the whole table for a few rows."""
+
+    type = BIGINT
+    inherit_cache = True
+
+
 class json_text(FunctionElement[Any]):  # noqa: N801
     """A JSON column as it is stored: a driver that decodes it would fail the whole batch for one bad row."""
 
@@ -322,6 +346,39 @@ def _(element: with_error, compiler: SQLCompiler, **kw: Any) -> str:
         f" WHEN json_array_length({errors}) >= 10 THEN json_remove({errors}, '$[0]') ELSE {errors} END"
     )
     return f"CASE WHEN {error} IS NULL THEN {errors} ELSE json_insert({kept}, '$[#]', json({error})) END"
+
+
+@compiles(last_element, "postgresql")
+def _(element: last_element, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"({compiler.process(element.clauses, **kw)} -> -1)"
+
+
+@compiles(last_element, "sqlite")
+def _(element: last_element, compiler: SQLCompiler, **kw: Any) -> str:
+    array = compiler.process(element.clauses, **kw)
+    return f"CASE WHEN json_valid({array}) THEN json_quote(json_extract({array}, '$[#-1]')) END"
+
+
+@compiles(beginning_of, "postgresql")
+def _(element: beginning_of, compiler: SQLCompiler, **kw: Any) -> str:
+    value, key = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"left({value} ->> {key}, 500)"
+
+
+@compiles(beginning_of, "sqlite")
+def _(element: beginning_of, compiler: SQLCompiler, **kw: Any) -> str:
+    value, key = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"substr(CAST(json_extract({value}, '$.' || {key}) AS TEXT), 1, 500)"
+
+
+@compiles(sorted_by, "postgresql")
+def _(element: sorted_by, compiler: SQLCompiler, **kw: Any) -> str:
+    return compiler.process(element.clauses, **kw)
+
+
+@compiles(sorted_by, "sqlite")
+def _(element: sorted_by, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"+{compiler.process(element.clauses, **kw)}"
 
 
 @compiles(json_text, "postgresql")

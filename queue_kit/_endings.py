@@ -34,7 +34,7 @@ class Settlement(Enum):
 
 @dataclass(slots=True)
 class Ending:
-    """How a job ended, and for one that ran the seconds it took and its spans.
+    """How a job ended, and for one that ran the seconds it took, its spans, and when it began by the process's clock.
 
     It holds nothing else of the run: what waits here in hundreds is what Python's garbage collector walks through.
     """
@@ -44,6 +44,7 @@ class Ending:
     seconds: float | None = None
     spans: Span | None = None
     written: asyncio.Future[None] | None = None
+    began: float = 0.0
 
 
 class Endings:

@@ -98,7 +98,7 @@ class Spine:
         self._pace.ended(claimed.job.name, ended - began, ended)
         untold = outcome is SUCCESS and not self._observers and not _logger.isEnabledFor(logging.INFO)
         spans = None if run is None or untold else run.event.spans
-        ending = Ending(claimed, outcome, ended - began, spans)
+        ending = Ending(claimed, outcome, ended - began, spans, began=began)
         if written:
             self._settled(ending)
         elif self._pace.strict:

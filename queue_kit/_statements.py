@@ -20,11 +20,13 @@ from sqlalchemy import (
     Float,
     Integer,
     SmallInteger,
+    SQLColumnExpression,
     Text,
     Uuid,
     and_,
     bindparam,
     case,
+    cast,
     delete,
     exists,
     false,
@@ -38,9 +40,11 @@ from sqlalchemy import (
     text,
     true,
     tuple_,
+    union_all,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert as insert_or_skip
+from sqlalchemy.orm import aliased
 
 from queue_kit._dialect import (
     BIGINT,
@@ -48,26 +52,30 @@ from queue_kit._dialect import (
     UtcDateTime,
     any_row,
     as_utc_text,
+    beginning_of,
     clock_time,
     flushed_later,
     json_batch,
     json_text,
+    last_element,
     member_of,
     never,
     row_pointer,
     seconds_until,
+    sorted_by,
     statement_time,
     text_size,
     time_from_now,
     time_text,
     with_error,
 )
-from queue_kit.job import NewJob
+from queue_kit.job import JobState, NewJob, Verdict
 from queue_kit.models import (
     CANCELLED,
     COMPLETED,
     CRON_ENTRIES,
     FAILED,
+    HISTORY,
     JOBS,
     READY,
     SCHEDULED,
@@ -79,6 +87,7 @@ from queue_kit.models import (
 JOB = JOBS.c
 CRON = CRON_ENTRIES.c
 WORKER = WORKERS.c
+PAST = HISTORY.c
 
 # Written out, not bound: neither planner matches a parameter with the condition of a partial index.
 _READY = JOB.status == literal_column(str(READY))
@@ -86,7 +95,7 @@ _SCHEDULED = JOB.status == literal_column(str(SCHEDULED))
 _FAILED = JOB.status == literal_column(str(FAILED))
 
 
-def _is_live(status: ColumnElement[int]) -> ColumnElement[bool]:
+def _is_live(status: SQLColumnExpression[int]) -> ColumnElement[bool]:
     return status < literal_column(str(COMPLETED))
 
 
@@ -583,19 +592,106 @@ def advance_cron() -> Executable:
     )
 
 
+@cache
+def lock_cron_entry() -> Executable:
+    """A definition, locked for this transaction as by `cron_successor`, but waited for. Parameters: `entry`."""
+    return select(*CRON).where(CRON.name == _text("entry")).with_for_update(key_share=True)
+
+
+@cache
+def pause_cron() -> Executable:
+    """Pause a definition. Parameters: `entry`."""
+    return update(CRON_ENTRIES).where(CRON.name == _text("entry")).values(paused=True)
+
+
+@cache
+def resume_cron() -> Executable:
+    """Resume a definition; a tick that was cancelled by the pause and lies ahead comes back. Parameters: `entry`."""
+    next_at = case((CRON.next_at > statement_time(), clock_time()), else_=CRON.next_at)
+    return update(CRON_ENTRIES).where(CRON.name == _text("entry")).values(paused=False, next_at=next_at)
+
+
+def _waiting_occurrence() -> tuple[ColumnElement[bool], ...]:
+    return JOB.cron_name == _text("entry"), _LIVE, JOB.lease_until < statement_time()
+
+
+@cache
+def cancel_occurrence() -> Executable:
+    """Cancel the live occurrence of a definition unless it runs. Parameters: `entry`."""
+    return (
+        update(JOBS)
+        .where(*_waiting_occurrence())
+        .values(cancel_requested=True, status=CANCELLED, worker_id=null(), updated_at=clock_time())
+    )
+
+
+@cache
+def hasten_occurrence() -> Executable:
+    """Make the live occurrence of a definition due now, unless it runs; a tick that lies ahead becomes now. Parameters:
+    `entry`. Returns `id, cron_tick`."""
+
+    def now_at_the_latest(time: Any) -> ColumnElement[Any]:
+        return case((time > statement_time(), clock_time()), else_=time)
+
+    return (
+        update(JOBS)
+        .where(*_waiting_occurrence())
+        .values(
+            status=READY,
+            scheduled_at=now_at_the_latest(JOB.scheduled_at),
+            cron_tick=now_at_the_latest(JOB.cron_tick),
+        )
+        .returning(JOB.id, JOB.cron_tick)
+    )
+
+
+@cache
+def live_occurrence() -> Executable:
+    """The live occurrence of a definition, running or not. Parameters: `entry`. Returns its id."""
+    return select(JOB.id).where(JOB.cron_name == _text("entry"), _LIVE)
+
+
+@cache
+def cron_overview() -> Executable:
+    """Every definition with its live occurrence, and the one that ended last."""
+    live, last, ended = (aliased(JobRow, name=name) for name in ("live", "last", "ended"))
+    last_id = (
+        select(ended.id)
+        .where(ended.cron_name == CRON.name, not_(_is_live(ended.status)))
+        .order_by(ended.id.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    return (
+        select(
+            *(column for column in CRON if column is not CRON.next_at),
+            live.scheduled_at.label("next_at"),
+            live.id.label("job_id"),
+            live.state.label("job_state"),
+            last.id.label("last_job_id"),
+            last.state.label("last_state"),
+            last.updated_at.label("last_ended_at"),
+        )
+        .select_from(CRON_ENTRIES)
+        .outerjoin(live, and_(live.cron_name == CRON.name, _is_live(live.status)))
+        .outerjoin(last, last.id == last_id)
+        .order_by(CRON.name)
+    )
+
+
 # --- workers and schema -----------------------------------------------------------------------------------------------
 
 
 @cache
 def greet() -> Executable:
-    """Write a worker's row, unless it is there. Parameters: `id, label, host, pid, names`."""
-    return insert_or_skip(WORKERS).on_conflict_do_nothing()
+    """Write a worker's row, unless it is there. Parameters: `id, label, host, pid, names`. Returns `seen_at`, now."""
+    return insert_or_skip(WORKERS).on_conflict_do_nothing().returning(WORKER.seen_at)
 
 
 @cache
 def seen() -> Executable:
     """Note that a worker is alive, and for how long it asks to be notified, unless somebody has its row locked.
-    Parameters: `worker`, `jobs_running`, `asleep_for` (seconds, or None)."""
+    Parameters: `worker`, `jobs_running`, `asleep_for` (seconds, or None). Returns `seen_at`, now."""
     free = select(WORKER.id).where(WORKER.id == bindparam("worker", type_=Uuid())).with_for_update(skip_locked=True)
     asleep_for = _number("asleep_for")
     return (
@@ -606,7 +702,7 @@ def seen() -> Executable:
             running=bindparam("jobs_running", type_=Integer()),
             idle_until=case((asleep_for.is_not(None), time_from_now(func.coalesce(asleep_for, 0.0)))),
         )
-        .returning(WORKER.id)
+        .returning(WORKER.seen_at)
     )
 
 
@@ -635,21 +731,147 @@ def names_alive() -> Executable:
 
 
 @cache
+def workers_alive() -> Executable:
+    """The workers that are alive, the oldest first."""
+    ago = -seconds_until(WORKER.seen_at)
+    return (
+        select(*WORKER, ago.label("seen_seconds_ago")).where(ago < ALIVE_SECONDS).order_by(WORKER.started_at, WORKER.id)
+    )
+
+
+@cache
+def held_jobs() -> Executable:
+    """The jobs with a live lease among the first of the order. Parameters: `limit`. Returns `id, name, retry_count,
+    worker_id`."""
+    order = (JOB.priority, JOB.scheduled_at, JOB.id)
+    head = (
+        select(*order, JOB.name, JOB.retry_count, JOB.worker_id, JOB.lease_until)
+        .where(_READY)
+        .order_by(*order)
+        .limit(bindparam("limit", type_=Integer()))
+        .subquery("head")
+        .c
+    )
+    return (
+        select(head.id, head.name, head.retry_count, head.worker_id)
+        .where(head.lease_until >= statement_time(), head.worker_id.is_not(None))
+        .order_by(head.priority, head.scheduled_at, head.id)
+    )
+
+
+@cache
 def schema_version() -> Executable:
     """The schema's version and the oldest one it is compatible with."""
     return select(SchemaRow.version, SchemaRow.compatible_from).order_by(SchemaRow.version.desc()).limit(1)
 
 
+# --- history ----------------------------------------------------------------------------------------------------------
+
+
+@cache
+def add_history() -> Executable:
+    """Add what runs came to. Parameters: `batch` of `minute, name`, a count for each verdict (or none), `run_seconds,
+    longest_run, wait_seconds, longest_wait`."""
+    sums = [*Verdict, "run_seconds", "wait_seconds"]
+    counts = {verdict.value: Integer() for verdict in Verdict}
+    seconds = dict.fromkeys(("run_seconds", "longest_run", "wait_seconds", "longest_wait"), Float(53))
+    batch = json_batch(_text("batch"), minute=UtcDateTime(), name=Text(), **counts, **seconds).c
+    given = {column.key: column for column in batch} | {key: func.coalesce(batch[key], 0) for key in counts}
+    # Ordered, so that workers that add to the same rows never deadlock.
+    rows = select(*given.values()).where(flushed_later()).order_by(batch.minute, batch.name)
+    new = insert_or_skip(HISTORY).from_select(list(given), rows, include_defaults=False)
+    added = {column: PAST[column] + new.excluded[column] for column in sums}
+    longest = {
+        column: case((PAST[column] > new.excluded[column], PAST[column]), else_=new.excluded[column])
+        for column in ("longest_run", "longest_wait")
+    }
+    return new.on_conflict_do_update(index_elements=[PAST.minute, PAST.name], set_=added | longest)
+
+
+@cache
+def oldest_history() -> Executable:
+    """The first minute of the history, and the database's clock."""
+    return select(func.min(PAST.minute).label("minute"), clock_time().label("now"))
+
+
+@cache
+def prune_history() -> Executable:
+    """Delete what is older than a minute of the history. Parameters: `before`."""
+    return delete(HISTORY).where(PAST.minute < bindparam("before", type_=UtcDateTime()))
+
+
+@cache
+def history() -> Executable:
+    """What runs came to, minute by minute. Parameters: `since`, `until`, `of_name` (or None: all together)."""
+    of_name = _text("of_name")
+    statement: Executable = _past(PAST.minute).where(or_(of_name.is_(None), PAST.name == of_name))
+    return statement
+
+
+@cache
+def history_by_name() -> Executable:
+    """What runs came to, name by name. Parameters: `since`, `until`."""
+    statement: Executable = _past(PAST.name)
+    return statement
+
+
+def _past(by: ColumnElement[Any]) -> Any:
+    sums = [func.sum(PAST[column]).label(column) for column in (*Verdict, "run_seconds", "wait_seconds")]
+    longest = [func.max(PAST[column]).label(column) for column in ("longest_run", "longest_wait")]
+    since, until = (bindparam(name, type_=UtcDateTime()) for name in ("since", "until"))
+    return select(by, *sums, *longest).where(PAST.minute >= since, PAST.minute < until).group_by(by).order_by(by)
+
+
 # --- operate ----------------------------------------------------------------------------------------------------------
+
+
+def in_state(state: JobState) -> ColumnElement[bool]:
+    """Whether a job is in a state, in words that the partial indexes are found by."""
+    match state:
+        case JobState.running:
+            return and_(_READY, JOB.lease_until >= statement_time())
+        case JobState.ready:
+            return and_(_READY, JOB.lease_until < statement_time())
+        case _:
+            numbers = {
+                JobState.scheduled: SCHEDULED,
+                JobState.completed: COMPLETED,
+                JobState.failed: FAILED,
+                JobState.cancelled: CANCELLED,
+            }
+            return JOB.status == literal_column(str(numbers[state]))
+
+
+def newest_first(state: JobState | None) -> ColumnElement[int]:
+    """The order of a page of jobs, all or in one state: those of a state that has an index of its own are sorted."""
+    has_index = state in (JobState.scheduled, JobState.ready, JobState.running, JobState.failed)
+    return (sorted_by(JOB.id) if has_index else JOB.id).desc()
+
+
+_ONE = JOB.id == bindparam("job_id", type_=BIGINT)
+
+
+def _many() -> ColumnElement[bool]:
+    return member_of(JOB.id, _text("job_ids"))
 
 
 @cache
 def cancel() -> Executable:
     """Cancel a job that waits; ask a running one to end. Parameters: `job_id`. Returns its status; no row: complete."""
-    running = and_(_READY, JOB.lease_until >= statement_time())
+    return _cancel(_ONE)
+
+
+@cache
+def cancel_many() -> Executable:
+    """The same with many. Parameters: `job_ids` (a batch). Returns the status of each that was not complete."""
+    return _cancel(_many())
+
+
+def _cancel(chosen: ColumnElement[bool]) -> Executable:
+    running = in_state(JobState.running)
     return (
         update(JOBS)
-        .where(JOB.id == bindparam("job_id", type_=BIGINT), _LIVE)
+        .where(chosen, _LIVE)
         .values(
             cancel_requested=True,
             status=case((running, JOB.status), else_=CANCELLED),
@@ -667,13 +889,23 @@ def retry() -> Executable:
 
     A cron occurrence whose successor is live runs again as an ordinary job: an entry has one live occurrence.
     """
+    return _retry(_ONE)
+
+
+@cache
+def retry_many() -> Executable:
+    """The same with many, unless two of them share a key: then it fails. Parameters: `job_ids` (a batch)."""
+    return _retry(_many())
+
+
+def _retry(chosen: ColumnElement[bool]) -> Executable:
     other = JOBS.alias("other")
     live = _is_live(other.c.status)
     key_taken = exists(select(other.c.id).where(other.c.unique_key == JOB.unique_key, live))
     succeeded = exists(select(other.c.id).where(other.c.cron_name == JOB.cron_name, live))
     return (
         update(JOBS)
-        .where(JOB.id == bindparam("job_id", type_=BIGINT), JOB.status.in_((FAILED, CANCELLED)), not_(key_taken))
+        .where(chosen, JOB.status.in_((FAILED, CANCELLED)), not_(key_taken))
         .values(
             status=READY,
             scheduled_at=clock_time(),
@@ -690,6 +922,60 @@ def retry() -> Executable:
 
 
 @cache
+def run_now() -> Executable:
+    """Make a job due that waits. Parameters: `job_id`. Returns its id; no row: it runs, or is complete."""
+    due = case((JOB.scheduled_at > statement_time(), clock_time()), else_=JOB.scheduled_at)
+    waits = and_(_LIVE, JOB.lease_until < statement_time())
+    return update(JOBS).where(_ONE, waits).values(status=READY, scheduled_at=due).returning(JOB.id)
+
+
+@cache
+def created_behind() -> Executable:
+    """The first job from an id on. Parameters: `first`. Returns `id, created_at`."""
+    first = bindparam("first", type_=BIGINT)
+    return select(JOB.id, JOB.created_at).where(JOB.id >= first).order_by(JOB.id).limit(1)
+
+
+@cache
+def failed_lately() -> Executable:
+    """The jobs that failed last, the latest first, with the beginnings of their last error's texts. Parameters:
+    `limit`. Returns `id, name, updated_at, error_class, message, reason`."""
+    lately = (
+        select(JOB.id, JOB.name, JOB.updated_at, last_element(JOB.errors).label("error"))
+        .where(_FAILED)
+        .order_by(JOB.updated_at.desc())
+        .limit(bindparam("limit", type_=Integer()))
+        .subquery("lately")
+        .c
+    )
+    texts = {"error_class": "class", "message": "message", "reason": "reason"}
+    return select(
+        lately.id,
+        lately.name,
+        lately.updated_at,
+        *(beginning_of(lately.error, key).label(label) for label, key in texts.items()),
+    ).order_by(lately.updated_at.desc())
+
+
+@cache
+def cancelled_ids() -> Executable:
+    """The newest cancelled jobs. Parameters: `of_name` (or None), `limit`."""
+    return _ids_of(in_state(JobState.cancelled), order=(JOB.id.desc(),))
+
+
+@cache
+def live_ids(state: JobState | None) -> Executable:
+    """Jobs that are not complete, or those in one state, in no order. Parameters: `of_name` (or None), `limit`."""
+    return _ids_of(or_(_SCHEDULED, _READY) if state is None else in_state(state))
+
+
+def _ids_of(condition: ColumnElement[bool], order: Iterable[ColumnElement[int]] = ()) -> Executable:
+    of_name = _text("of_name")
+    named = or_(of_name.is_(None), JOB.name == of_name)
+    return select(JOB.id).where(condition, named).order_by(*order).limit(bindparam("limit", type_=Integer()))
+
+
+@cache
 def key_holder() -> Executable:
     """The live job that holds the same unique key as this one. Parameters: `job_id`."""
     other = JOBS.alias("other")
@@ -702,13 +988,16 @@ def counts() -> Executable:
     """How many live and failed jobs there are by name and state, and for how long the first due one waits."""
     waiting_since = func.min(case((_is_due(), JOB.scheduled_at)))
     group = case((_is_due(), literal("pending")), else_=JobRow.state)
-    return (
+    live = (
         select(
             JOB.name, group.label("state"), func.count().label("count"), seconds_until(waiting_since).label("due_in")
         )
-        .where(or_(_SCHEDULED, _READY, _FAILED))
+        .where(or_(_SCHEDULED, _READY))
         .group_by(JOB.name, group)
     )
+    # Apart, since an index alone answers it: failed jobs lie all over the table.
+    failed = select(JOB.name, literal(JobState.failed.value), func.count(), cast(null(), Float(53)))
+    return union_all(live, failed.where(_FAILED).group_by(JOB.name))
 
 
 def _is_due() -> ColumnElement[bool]:

@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from operator import attrgetter
 from typing import Any, TypeVar, cast
 from uuid import UUID
@@ -94,6 +95,8 @@ class Store:
         self.round_trip = 0.0 if self.embedded else math.inf
         """Seconds that the quickest statements of late took: how far away the database is (0 when embedded)."""
         self._patience = min(max(lease / 3, 1.0), 10.0)
+        self.epoch = 0.0
+        """What makes `time.monotonic()` the database's clock, in seconds since 1970; known once our row was written."""
         self.worker_id = worker_id
         self.lease = lease
         self._names = as_batch(sorted(names))
@@ -305,7 +308,7 @@ class Store:
     async def greet(self, label: str, names: Iterable[str]) -> None:
         """Write this worker's row."""
         row = {"id": self.worker_id, "label": label, "host": socket.gethostname(), "pid": os.getpid()}
-        await self._write(_statements.greet(), {**row, "names": sorted(names)})
+        self._note_clock(await self._write(_statements.greet(), {**row, "names": sorted(names)}))
 
     async def check_in(self, running: int, label: str, names: Iterable[str], *, asleep: bool = False) -> None:
         """Note in this worker's row that it is alive, and whether it asks to be notified; or write the row again when
@@ -313,12 +316,30 @@ class Store:
         asleep_for = ASLEEP_SECONDS if asleep else None
         row = {"worker": self.worker_id, "jobs_running": running, "asleep_for": asleep_for}
         noted = await self._write(_statements.seen(), row)
+        self._note_clock(noted)
         if not noted and not await self._read(_statements.worker_exists(), {"worker": self.worker_id}):
             await self.greet(label, names)
 
     async def depart(self) -> None:
         """Delete this worker's row."""
         await self._write(_statements.depart(), {"worker": self.worker_id})
+
+    def _note_clock(self, written: Sequence[Row[Any]]) -> None:
+        for row in written:
+            self.epoch = row.seen_at.timestamp() - time.monotonic()
+
+    # --- history ------------------------------------------------------------------------------------------------------
+
+    async def add_history(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add what runs came to."""
+        await self._write(_statements.add_history(), {"batch": as_batch(rows)})
+
+    async def prune_history(self, days: float) -> None:
+        """Delete what is older than so many days, at most a day's worth at once."""
+        (oldest,) = await self._read(_statements.oldest_history(), {})
+        if oldest.minute is not None:
+            before = min(oldest.now - timedelta(days=days), oldest.minute + timedelta(days=1))
+            await self._write(_statements.prune_history(), {"before": before})
 
     # --- connections --------------------------------------------------------------------------------------------------
 
@@ -381,6 +402,8 @@ class Store:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             await asyncio.wait({task})
+            if not task.cancelled():
+                task.exception()  # nobody asks for it any more, and asyncio would report that
             raise
 
 

@@ -168,6 +168,29 @@ def succeed(execute: Execute, cron_name: str, *, completed: bool) -> None:
             _store_next(execute, definition, completed=completed)
 
 
+def go_on(execute: Execute, cron_name: str) -> None:
+    """Store the next occurrence of a definition that we have locked, unless one is live."""
+    _store_next(execute, execute(_statements.cron_successor(), {"entry": cron_name}).one(), completed=False)
+
+
+def hasten(execute: Execute, cron_name: str) -> int:
+    """Make the occurrence of a definition that we have locked due now, or store one; returns its id.
+
+    What waited for a later tick becomes now's, and the definition's `next_at` with it: that tick is stored next.
+    """
+    waiting = execute(_statements.hasten_occurrence(), {"entry": cron_name}).first()
+    if waiting is not None:
+        execute(_statements.advance_cron(), {"entry": cron_name, "tick": waiting.cron_tick, "completed": False})
+        return int(waiting.id)
+    running = execute(_statements.live_occurrence(), {"entry": cron_name}).first()
+    if running is not None:
+        return int(running.id)
+    definition = execute(_statements.cron_successor(), {"entry": cron_name}).one()
+    execute(_statements.insert_occurrence(), _occurrence(definition, definition.now))
+    execute(_statements.advance_cron(), {"entry": cron_name, "tick": definition.now, "completed": False})
+    return int(execute(_statements.live_occurrence(), {"entry": cron_name}).one().id)
+
+
 @dataclass(frozen=True, slots=True)
 class Mended:
     """What mending did: how many occurrences it stored, and which definitions nobody can schedule, with the reason."""
@@ -199,16 +222,17 @@ def _store_next(execute: Any, definition: Row[Any], *, completed: bool) -> None:
             tick = job.schedule().after(max(definition.next_at, definition.now))
         except (ValueError, ArithmeticError) as error:
             raise InvalidCron(f"it has no next tick: {error}", name=job.name, expression=job.expression) from error
-        stored = execute(
-            _statements.insert_occurrence(),
-            {
-                "job_name": job.name,
-                "job_priority": job.priority,
-                "job_data": job.data,
-                "job_timeout": job.handler_timeout,
-                "tick": tick,
-            },
-        ).first()
+        stored = execute(_statements.insert_occurrence(), _occurrence(job, tick)).first()
         if stored is not None:  # else one was stored after our snapshot, and its tick is noted already
             noted = tick
     execute(_statements.advance_cron(), {"entry": definition.name, "tick": noted, "completed": completed})
+
+
+def _occurrence(job: CronJob | Row[Any], tick: datetime) -> dict[str, Any]:
+    return {
+        "job_name": job.name,
+        "job_priority": job.priority,
+        "job_data": job.data,
+        "job_timeout": job.handler_timeout,
+        "tick": tick,
+    }

@@ -8,6 +8,7 @@ parses a message.
     │   └── InvalidPayload          stored data that its handler's type no longer accepts
     ├── InvalidCron (ValueError)    an expression, time zone or list of cron jobs that cannot be scheduled
     ├── JobNotFound (LookupError)   no job has this id
+    ├── CronJobNotFound (LookupError)   no cron entry has this name
     ├── JobConflict                 the job's state, or another job with its key, forbids the change
     ├── AmbiguousCommit             the connection broke at COMMIT: the rows may or may not be stored
     ├── UnfencedCommit              a handler tried to commit beneath its session, past the fence
@@ -76,6 +77,14 @@ class JobNotFound(QueueKitError, LookupError):
     def __init__(self, job_id: int) -> None:
         super().__init__(f"there is no job with id {job_id}")
         self.job_id = job_id
+
+
+class CronJobNotFound(QueueKitError, LookupError):
+    """No cron entry has this name: it was not registered, or removed by a later registration."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is no cron job named {name!r}")
+        self.name = name
 
 
 class JobConflict(QueueKitError):

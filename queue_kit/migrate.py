@@ -36,7 +36,7 @@ from queue_kit import _statements
 from queue_kit.errors import ConfigurationError, SchemaMismatch
 from queue_kit.models import Base
 
-VERSION = 1
+VERSION = 2
 """The schema that this library was built for. Version N is Alembic's revision `f"{N:04d}"`."""
 
 LOCK_TIMEOUT = "3s"
@@ -241,7 +241,7 @@ def upgrade_in_revision(op: AlembicOp, to: int, *, start: int | None = None) -> 
     it is `start` (default 0: there are none yet). Raises `ConfigurationError` for a version that does not exist.
 
     >>> def upgrade():
-    ...     upgrade_in_revision(op, to=1)
+    ...     upgrade_in_revision(op, to=2)
     """
     _move_in_revision(op, to, 0 if start is None else start, down=False)
 

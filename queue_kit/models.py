@@ -87,6 +87,10 @@ class JobRow(Base):
         Index("queue_kit_job_failed", "updated_at", **_where("status = 3")),
         Index("queue_kit_job_unique_key", "unique_key", unique=True, **_where("status < 2 AND unique_key IS NOT NULL")),
         Index("queue_kit_job_cron_live", "cron_name", unique=True, **_where("status < 2 AND cron_name IS NOT NULL")),
+        Index("queue_kit_job_key", "unique_key", "id", **_where("unique_key IS NOT NULL")),
+        Index("queue_kit_job_cron", "cron_name", "id", **_where("cron_name IS NOT NULL")),
+        Index("queue_kit_job_failed_name", "name", "id", **_where("status = 3")),
+        Index("queue_kit_job_cancelled", "id", **_where("status = 4")),
         CheckConstraint("priority >= 0", name="priority"),
         CheckConstraint("status BETWEEN 0 AND 4", name="status"),
         CheckConstraint("handler_timeout >= 0 AND handler_timeout <> 'NaN'", name="handler_timeout"),
@@ -174,6 +178,29 @@ class WorkerRow(Base):
     running: Mapped[int] = mapped_column(Integer, server_default=text("0"))
 
 
+class HistoryRow(Base):
+    """What the runs of one job name came to in one minute: how many ended in which way, and their times in seconds.
+
+    Workers add to it. It only informs: deleting all of these rows harms no job.
+    """
+
+    __tablename__ = "queue_kit_history"
+
+    minute: Mapped[datetime] = mapped_column(UtcDateTime, primary_key=True)
+    name: Mapped[str] = mapped_column(_C_TEXT, primary_key=True)
+    completed: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    retried: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    failed: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    snoozed: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    cancelled: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    released: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    lost: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    run_seconds: Mapped[float] = mapped_column(Float(53), server_default=text("0"))
+    longest_run: Mapped[float] = mapped_column(Float(53), server_default=text("0"))
+    wait_seconds: Mapped[float] = mapped_column(Float(53), server_default=text("0"))
+    longest_wait: Mapped[float] = mapped_column(Float(53), server_default=text("0"))
+
+
 class SchemaRow(Base):
     """The version of these tables, and the oldest library version (as a schema number) that can still use them."""
 
@@ -188,4 +215,4 @@ def _table(mapped: type[Base]) -> Table:
     return mapped.__table__
 
 
-JOBS, CRON_ENTRIES, WORKERS = _table(JobRow), _table(CronRow), _table(WorkerRow)
+JOBS, CRON_ENTRIES, WORKERS, HISTORY = map(_table, (JobRow, CronRow, WorkerRow, HistoryRow))

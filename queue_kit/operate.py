@@ -1,47 +1,26 @@
 """Looking at jobs and changing their fate, in the caller's transaction or in one of its own."""
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from queue_kit import _statements
-from queue_kit._database import Database, check_database, own_commit
+from queue_kit import _statements, cron
+from queue_kit._database import Database, check_database
+from queue_kit._reach import MAX_ID, check_limit, check_words, is_id, notify, session_on
 from queue_kit._wakeup import CANCEL_CHANNEL, JOB_CHANNEL
 from queue_kit.errors import InvalidJob, JobConflict, JobNotFound
 from queue_kit.job import JobState, check_name
 from queue_kit.models import READY, JobRow
 
 MAX_PAGE = 1_000
-MAX_ID = 2**63 - 1
 
-
-@asynccontextmanager
-async def _session(db: Database) -> AsyncIterator[AsyncSession]:
-    if isinstance(db, AsyncSession):
-        yield db
-    elif isinstance(db, AsyncConnection):
-        if not db.in_transaction():
-            await db.begin()  # the caller's, as with any statement of theirs: they end it
-        async with AsyncSession(db, expire_on_commit=False, join_transaction_mode="create_savepoint") as session:
-            yield session
-            await session.commit()
-    else:
-        async with AsyncSession(db, expire_on_commit=False) as session:
-            yield session
-            with own_commit("the change"):
-                await session.commit()
-
-
-def _check_id(job_id: object, argument: str = "job_id") -> bool:
-    """Whether this can be the id of a job at all; a `TypeError` for what is no integer."""
-    if not isinstance(job_id, int) or isinstance(job_id, bool):
-        raise TypeError(f"{argument} must be an integer, not {type(job_id).__name__}")
-    return 0 < job_id <= MAX_ID
+OUT_OF_ORDER = 1_000
+"""Ids by which a job may have been given one before another that was created earlier."""
 
 
 async def cancel_job(db: Database, job_id: int) -> JobState:
@@ -54,10 +33,9 @@ async def cancel_job(db: Database, job_id: int) -> JobState:
     >>> async def withdraw(session, job_id):
     ...     return await cancel_job(session, job_id)
     """
-    check_database(db)
-    if not _check_id(job_id):
+    if not is_id(job_id):
         raise JobNotFound(job_id)
-    async with _session(db) as session:
+    async with session_on(db) as session:
         status = (await session.execute(_statements.cancel(), {"job_id": job_id})).scalar_one_or_none()
         if status is None:
             row = await _get(session, job_id)
@@ -66,7 +44,7 @@ async def cancel_job(db: Database, job_id: int) -> JobState:
             return row.state
         if status != READY:
             return JobState.cancelled
-        await _notify(session, CANCEL_CHANNEL)
+        await notify(session, CANCEL_CHANNEL)
         return JobState.running
 
 
@@ -80,10 +58,9 @@ async def retry_job(db: Database, job_id: int) -> None:
     >>> async def again(engine, job_id):
     ...     await retry_job(engine, job_id)
     """
-    check_database(db)
-    if not _check_id(job_id):
+    if not is_id(job_id):
         raise JobNotFound(job_id)
-    async with _session(db) as session:
+    async with session_on(db) as session:
         try:
             async with session.begin_nested():  # a key taken a moment ago must not spoil the caller's transaction
                 done = (await session.execute(_statements.retry(), {"job_id": job_id})).scalar_one_or_none()
@@ -91,7 +68,7 @@ async def retry_job(db: Database, job_id: int) -> None:
             done = None
         if done is None:
             raise await _conflict(session, job_id)
-        await _notify(session, JOB_CHANNEL)
+        await notify(session, JOB_CHANNEL)
 
 
 async def _conflict(session: AsyncSession, job_id: int) -> JobConflict | JobNotFound:
@@ -106,11 +83,6 @@ async def _conflict(session: AsyncSession, job_id: int) -> JobConflict | JobNotF
     return JobConflict(job_id, f"its unique key is held by job {holder}", holder_id=holder)
 
 
-async def _notify(session: AsyncSession, channel: str) -> None:
-    if session.get_bind().dialect.name == "postgresql":
-        await session.execute(_statements.notify(), {"channel": channel})
-
-
 async def get_job(db: Database, job_id: int) -> JobRow | None:
     """The job's row as it is now; `None` when there is none. Raises `TypeError` for an id that is no integer.
 
@@ -119,9 +91,9 @@ async def get_job(db: Database, job_id: int) -> JobRow | None:
     ...     return job and job.state
     """
     check_database(db)
-    if not _check_id(job_id):
+    if not is_id(job_id):
         return None
-    async with _session(db) as session:
+    async with session_on(db, reading=True) as session:
         return await _get(session, job_id)
 
 
@@ -129,41 +101,114 @@ async def _get(session: AsyncSession, job_id: int) -> JobRow | None:
     return await session.get(JobRow, job_id, populate_existing=True)
 
 
+async def run_job_now(db: Database, job_id: int) -> None:
+    """Make a job due now that is scheduled for later, or waits for its retry; harmless when it is due already.
+
+    A cron occurrence is run as by `run_cron_job`: its tick still comes. Raises `JobNotFound`, and `JobConflict` for a
+    job that runs or is complete; else as `cancel_job`.
+
+    >>> async def at_once(engine, job_id):
+    ...     await run_job_now(engine, job_id)
+    """
+    check_database(db)
+    if not is_id(job_id):
+        raise JobNotFound(job_id)
+    async with session_on(db) as session:
+        row = await _get(session, job_id)
+        if row is None:
+            raise JobNotFound(job_id)
+        entry = row.cron_name
+        if entry is not None and not row.is_complete:
+            defined = (await session.execute(_statements.lock_cron_entry(), {"entry": entry})).first()
+            if defined is not None:
+                await session.run_sync(lambda sync: cron.hasten(sync.execute, entry))
+        if (await session.execute(_statements.run_now(), {"job_id": job_id})).first() is None:
+            row = await _get(session, job_id)
+            if row is None:
+                raise JobNotFound(job_id)
+            raise JobConflict(job_id, f"is {row.state}; only a job that waits can be run now")
+        await notify(session, JOB_CHANNEL)
+
+
 async def list_jobs(
     db: Database,
     *,
     state: JobState | None = None,
     name: str | None = None,
+    unique_key: str | None = None,
+    cron_name: str | None = None,
+    created_after: datetime | None = None,
+    created_before: datetime | None = None,
     limit: int = 100,
     after: int | None = None,
 ) -> list[JobRow]:
     """Jobs, newest id first, at most `limit` (1 to 1,000); `after` is the last id of the page before.
 
-    Raises `ValueError` for a limit out of bounds and a state that there is not, `TypeError` for a name that is no text
-    and an id that is no integer.
+    `cron_name` picks the occurrences of a cron entry, `unique_key` the jobs that held a key. Looking for a rare `name`
+    reads back through history until the page is full; `created_after` says how far (ids are taken to grow with time).
+    Raises `ValueError` for a limit out of bounds, a state that there is not and a time without a zone, `TypeError` for
+    a filter that is no text or time and an id that is no integer.
 
     >>> async def failures(engine):
     ...     return await list_jobs(engine, state=JobState.failed, limit=20)
     """
     check_database(db)
-    if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= MAX_PAGE:
-        raise ValueError(f"limit is from 1 to {MAX_PAGE}, not {limit!r}")
-    query = select(JobRow).order_by(JobRow.id.desc()).limit(limit)
+    check_limit(limit, MAX_PAGE)
+    state = None if state is None else JobState(state)
+    query = select(JobRow).order_by(_statements.newest_first(state)).limit(limit)
     if state is not None:
-        query = query.where(JobRow.state == JobState(state).value)
-    if name is not None:
-        if not isinstance(name, str):
-            raise TypeError(f"name must be text, not {type(name).__name__}")
-        try:
-            check_name(name)
-        except InvalidJob:
-            return []  # no job has such a name, and some no database would take
-        query = query.where(JobRow.name == name)
+        query = query.where(_statements.in_state(state))
+    for column, word in (("name", name), ("unique_key", unique_key), ("cron_name", cron_name)):
+        check_words(word, column)
+        if word is not None:
+            try:
+                check_name(word)
+            except InvalidJob:
+                return []  # no job has such a one, and some no database would take
+            query = query.where(getattr(JobRow, column) == word)
     if after is not None:
-        _check_id(after, "after")
+        is_id(after, "after")
         query = query.where(JobRow.id < min(max(after, 0), MAX_ID))
-    async with _session(db) as session:
+    _check_time(created_after, "created_after")
+    _check_time(created_before, "created_before")
+    async with session_on(db, reading=True) as session:
+        query = query.where(*await _created(session, created_after, created_before))
         return list((await session.scalars(query, execution_options={"populate_existing": True})).all())
+
+
+def _check_time(value: object, argument: str) -> None:
+    if value is None:
+        return
+    if not isinstance(value, datetime):
+        raise TypeError(f"{argument} must be a datetime, not {type(value).__name__}")
+    if value.utcoffset() is None:
+        raise ValueError(f"{argument} has no time zone; use datetime.now(UTC)")
+
+
+async def _created(session: AsyncSession, after: datetime | None, before: datetime | None) -> list[ColumnElement[bool]]:
+    """Conditions for times of creation. No index has the times, so the ids bound what is read."""
+    conditions: list[ColumnElement[bool]] = []
+    if after is not None:
+        conditions += [JobRow.created_at >= after, JobRow.id >= await _id_at(session, after) - OUT_OF_ORDER]
+    if before is not None:
+        conditions += [JobRow.created_at < before, JobRow.id < await _id_at(session, before) + OUT_OF_ORDER]
+    return conditions
+
+
+async def _id_at(session: AsyncSession, instant: datetime) -> int:
+    """The first id of the jobs created from a time on, by halving: twenty looks at the primary key for a million."""
+    first, last = (await session.execute(_statements.id_range(), {"after": -1})).one()
+    if first is None:
+        return 0
+    behind = last + 1
+    while first < behind:
+        middle = (first + behind) // 2
+        found = (await session.execute(_statements.created_behind(), {"first": middle})).first()
+        if found is None or found.created_at >= instant:
+            behind = middle
+        else:
+            first = found.id + 1
+    return int(first)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +237,7 @@ async def queue_insights(db: Database) -> Insights:
     ...     return (await queue_insights(engine)).pending
     """
     check_database(db)
-    async with _session(db) as session:
+    async with session_on(db, reading=True) as session:
         rows = (await session.execute(_statements.counts())).all()
         alive = {name for names in await session.scalars(_statements.names_alive()) for name in names}
     counts: dict[str, dict[str, Any]] = {}

@@ -52,7 +52,7 @@ def test_what_is_imported_is_declared_and_the_reverse():
     imported = {PARTS.get(name, name) for name in imports()}
     # SQLAlchemy imports asyncpg when it makes an engine, zoneinfo reads tzdata on Windows.
     assert imported - optional() | {"asyncpg", "tzdata"} == declared
-    assert {"prometheus_client", "opentelemetry_api"} <= imported
+    assert {"prometheus_client", "opentelemetry_api", "starlette", "jinja2", "uvicorn"} <= imported
 
 
 @pytest.mark.parametrize("module", ["queue_kit", "queue_kit.cli"])
@@ -61,7 +61,7 @@ def test_an_import_needs_no_extra_and_stays_light(module):
     done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=True)
     loaded = {PARTS.get(name, name) for name in done.stdout.split()}
     assert "sqlalchemy" in loaded
-    assert {"aiosqlite", "rich", "fastapi", "prometheus_client"} < optional()
+    assert {"aiosqlite", "rich", "fastapi", "prometheus_client", "starlette"} < optional()
     # pydantic is loaded by the first typed handler, the driver by the first engine.
     assert loaded & (optional() | {"pydantic", "asyncpg"}) == set()
 
@@ -96,6 +96,8 @@ def test_the_version_is_said_once():
 @pytest.mark.parametrize(
     ("module", "missing", "extra"),
     [
+        ("queue_kit.dashboard", "starlette", "dashboard"),
+        ("queue_kit.dashboard", "jinja2", "dashboard"),
         ("queue_kit.telemetry.metrics", "prometheus_client", "metrics"),
         ("queue_kit.telemetry.queue_state", "prometheus_client", "metrics"),
         ("queue_kit.telemetry.tracing", "opentelemetry", "tracing"),
@@ -106,3 +108,11 @@ def test_what_needs_an_extra_says_which(module, missing, extra):
     done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert f"pip install 'queue-kit[{extra}]'" in done.stderr.splitlines()[-1]
+
+
+def test_what_the_dashboard_brings_along_has_its_licence():
+    static = PACKAGE / "dashboard" / "static"
+    own = {"dashboard.css", "dashboard.js", "favicon.svg"}
+    brought = {path.name for path in static.iterdir() if not path.name.endswith(".LICENSE.txt")} - own
+    assert brought == {"inter.woff2"}
+    assert all((static / f"{name.partition('.')[0]}.LICENSE.txt").stat().st_size > 1_000 for name in brought)

@@ -9,9 +9,10 @@ from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from queue_kit import JobRow, add_job
+from queue_kit._sleep import AFTER_FALLING_ASLEEP
 from queue_kit.models import WorkerRow
 from tests.database.clock import database_now, lease
-from tests.support import change
+from tests.support import change, until
 
 
 async def lapse(engine: AsyncEngine, job_id: int, *, times: int = 1) -> None:
@@ -63,6 +64,16 @@ async def listening(engine: AsyncEngine) -> bool:
     """Whether a worker listens: to one channel after the other, the cancellations last; then it only probes."""
     last = "query ILIKE 'LISTEN%queue_kit_cancel%' OR query = 'SELECT 1'"
     return bool(await raw(engine, f"SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND ({last})"))
+
+
+async def fast_asleep(engine: AsyncEngine) -> None:
+    """Wait until a worker listens, asks to be notified, and is past its looks after falling asleep."""
+
+    async def sleeps() -> bool:
+        return any(row.idle_until is not None for row in await worker_rows(engine)) and await listening(engine)
+
+    await until(sleeps)
+    await asyncio.sleep(2 * sum(AFTER_FALLING_ASLEEP))
 
 
 class Refusing:

@@ -169,7 +169,8 @@ async def test_start_names_the_command_when_tables_are_missing_and_succeeds_afte
     ("versions", "mend"), [((7, migrate.VERSION + 1), "upgrade queue-kit"), ((0, 0), "`queue-kit migrate`")]
 )
 async def test_start_refuses_a_schema_that_does_not_fit(engine, leftovers, versions, mend):
-    sql = "UPDATE queue_kit_schema SET version = :version, compatible_from = :compatible_from"
+    await raw(engine, "DELETE FROM queue_kit_schema")
+    sql = "INSERT INTO queue_kit_schema VALUES (:version, :compatible_from)"
     await raw(engine, sql, version=versions[0], compatible_from=versions[1])
     with pytest.raises(SchemaMismatch, match=mend) as caught:
         await QueueWorker(engine, {}).start()
@@ -178,7 +179,7 @@ async def test_start_refuses_a_schema_that_does_not_fit(engine, leftovers, versi
 
 
 async def test_start_accepts_a_newer_schema_that_says_it_fits(engine):
-    await raw(engine, "UPDATE queue_kit_schema SET version = 7, compatible_from = :from_", from_=migrate.VERSION)
+    await raw(engine, "INSERT INTO queue_kit_schema VALUES (7, :from_)", from_=migrate.VERSION)
     async with QueueWorker(engine, {}) as worker:
         assert worker.healthy
 

@@ -1,10 +1,11 @@
 """Looking at jobs: one, a page of them, the queue as a whole, and `JobRow.state` as SQL and as Python."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import insert, select
+from sqlalchemy import delete, insert, select
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from queue_kit import (
@@ -14,9 +15,17 @@ from queue_kit import (
     NameInsights,
     QueueWorker,
     add_job,
+    cancel_jobs,
+    failure_groups,
     get_job,
+    list_cron_jobs,
     list_jobs,
+    list_workers,
+    operate,
     queue_insights,
+    sqlite_engine,
+    throughput,
+    throughput_by_name,
 )
 from queue_kit.models import WORKERS
 from tests.database.clock import WAYS, database_now, reach
@@ -211,3 +220,69 @@ async def greet(engine: AsyncEngine, names: list[str], *, seen: float) -> None:
     row = {"id": uuid4(), "label": "", "host": "", "pid": 1, "names": names, "seen_at": at}
     async with engine.begin() as connection:
         await connection.execute(insert(WORKERS).values(**row))
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_lists_are_filtered_by_unique_key_and_by_cron_entry(engine, way):
+    done = await job_in(engine, "completed", unique_key="k", cron_name="tick")
+    live = await add_job(engine, "b", unique_key="k")
+    await job_in(engine, "completed", unique_key="K", cron_name="tock")
+    async with reach(engine, way) as db:
+        assert [row.id for row in await list_jobs(db, unique_key="k")] == [live, done]
+        assert [row.id for row in await list_jobs(db, unique_key="k", limit=1, after=live)] == [done]
+        assert [row.id for row in await list_jobs(db, cron_name="tick")] == [done]
+        assert [row.id for row in await list_jobs(db, cron_name="tick", state=JobState.failed)] == []
+        for nobody in ("", "x" * 300, "\x00"):
+            assert await list_jobs(db, unique_key=nobody) == await list_jobs(db, cron_name=nobody) == []
+    for filters in ({"unique_key": 7}, {"cron_name": b"tick"}):
+        with pytest.raises(TypeError, match=f"{next(iter(filters))} must be text"):
+            await list_jobs(engine, **filters)
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_lists_are_bounded_by_times_of_creation(engine, way, monkeypatch):
+    monkeypatch.setattr(operate, "OUT_OF_ORDER", 1)
+    ids = [await add_job(engine, "a") for _ in range(40)]
+    now = await database_now(engine)
+    at = {}
+    for number, job_id in enumerate(ids):
+        at[job_id] = now - timedelta(minutes=40 - number)
+        await change(engine, job_id, created_at=at[job_id])
+    async with engine.begin() as connection:  # gaps, also where a look may land
+        await connection.execute(delete(JobRow.__table__).where(JobRow.id.in_(ids[10:17]) | (JobRow.id == ids[20])))
+    kept = [job_id for job_id in reversed(ids) if job_id not in {*ids[10:17], ids[20]}]
+    times = [None, *(at[ids[number]] + timedelta(seconds=by) for number in (0, 5, 12, 20, 39) for by in (-1, 0, 1))]
+    async with reach(engine, way) as db:
+        for after in times:
+            for before in times:
+                found = await list_jobs(db, created_after=after, created_before=before)
+                assert [row.id for row in found] == [
+                    job_id
+                    for job_id in kept
+                    if (after is None or at[job_id] >= after) and (before is None or at[job_id] < before)
+                ]
+    assert await list_jobs(engine, name="nobody", created_after=now) == []
+
+
+async def test_times_of_creation_have_a_zone(engine):
+    assert await list_jobs(engine, created_after=await database_now(engine)) == []
+    for argument in ("created_after", "created_before"):
+        with pytest.raises(ValueError, match=f"{argument} has no time zone"):
+            await list_jobs(engine, **{argument: datetime(2026, 1, 1)})  # noqa: DTZ001
+        with pytest.raises(TypeError, match=f"{argument} must be a datetime"):
+            await list_jobs(engine, **{argument: "2026-01-01"})
+
+
+async def test_looking_waits_for_no_writer_of_sqlite(sqlite_path):
+    engine = sqlite_engine(sqlite_path, busy_timeout=0.1)
+    job_id = await add_job(engine, "a")
+    looks = (list_jobs, queue_insights, failure_groups, list_workers, list_cron_jobs, throughput, throughput_by_name)
+    async with engine.begin() as writer:  # an immediate transaction, as all of this engine's are
+        await add_job(writer, "b")
+        for look in looks:
+            await look(engine)
+        assert await get_job(engine, job_id) is not None
+        assert (await cancel_jobs(engine, name="a", dry_run=True)).changed == 1
+        with pytest.raises(DBAPIError, match="locked"):
+            await cancel_jobs(engine, name="a")
+    await engine.dispose()

@@ -24,7 +24,7 @@ from queue_kit import ConfigurationError, SchemaMismatch, migrate
 from tests.conftest import engine_for
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-OURS = {"queue_kit_job", "queue_kit_cron", "queue_kit_worker", "queue_kit_schema", "queue_kit_alembic_version"}
+OURS = {f"queue_kit_{name}" for name in ("job", "cron", "worker", "history", "schema", "alembic_version")}
 FUTURE = "2999-01-01 00:00:00.000000"
 
 
@@ -72,7 +72,7 @@ async def test_upgrade_makes_what_a_worker_needs_and_a_second_one_changes_nothin
     await execute(empty, "INSERT INTO queue_kit_job (name) VALUES ('kept')")
     await migrate.upgrade(empty)
     assert await execute(empty, "SELECT name FROM queue_kit_job") == [("kept",)]
-    assert await execute(empty, "SELECT version_num FROM queue_kit_alembic_version") == [("0001",)]
+    assert await execute(empty, "SELECT version_num FROM queue_kit_alembic_version") == [(f"{migrate.VERSION:04d}",)]
 
 
 async def test_downgrade_leaves_nothing_and_upgrade_comes_back(engine):
@@ -81,6 +81,21 @@ async def test_downgrade_leaves_nothing_and_upgrade_comes_back(engine):
     await migrate.downgrade(engine)
     await migrate.upgrade(engine)
     await check(engine)
+
+
+async def test_from_version_1_every_job_is_kept_and_every_index_is_built(engine):
+    await execute(engine, "INSERT INTO queue_kit_job (name, unique_key) VALUES ('kept', 'k')")
+    await migrate.downgrade(engine, to=1)
+    assert await migrate.schema_version(engine) == 1
+    assert await tables(engine) == OURS - {"queue_kit_history"}
+    await migrate.upgrade(engine)
+    assert await migrate.schema_version(engine) == 2
+    assert await tables(engine) == OURS
+    assert await execute(engine, "SELECT name, unique_key FROM queue_kit_job") == [("kept", "k")]
+    async with engine.connect() as connection:
+        found = await connection.run_sync(lambda sync: inspect(sync).get_indexes("queue_kit_job"))
+    new = {"queue_kit_job_key", "queue_kit_job_cron", "queue_kit_job_cancelled", "queue_kit_job_failed_name"}
+    assert new <= {index["name"] for index in found}
 
 
 async def test_a_failed_migration_leaves_nothing_behind(empty):
@@ -153,14 +168,14 @@ async def test_unknown_names_and_versions_are_refused(engine):
     for extras in (["files"], "files"):
         with pytest.raises(ConfigurationError, match=r"unknown extras: files; there are none yet"):
             await migrate.upgrade(engine, extras)
-    with pytest.raises(ConfigurationError, match=r"to=7 is no schema version; known are 0 \(no tables\) to 1"):
+    with pytest.raises(ConfigurationError, match=r"to=7 is no schema version; known are 0 \(no tables\) to 2"):
         await migrate.downgrade(engine, 7)
 
 
 async def test_a_newer_database_is_left_alone(engine):
-    await execute(engine, "UPDATE queue_kit_alembic_version SET version_num = '0002'")
+    await execute(engine, "UPDATE queue_kit_alembic_version SET version_num = '0003'")
     await migrate.upgrade(engine)
-    with pytest.raises(ConfigurationError, match="at version 2"):
+    with pytest.raises(ConfigurationError, match="at version 3"):
         await migrate.downgrade(engine)
     assert await tables(engine) == OURS
 
@@ -200,21 +215,24 @@ async def test_missing_tables_are_named_and_the_transaction_goes_on(empty):
             await migrate.check_schema(connection)
         assert await connection.scalar(text("SELECT 1")) == 1
     assert (caught.value.found, caught.value.needed) == (None, migrate.VERSION)
-    for way in ("`queue-kit migrate`", "queue_kit.migrate.upgrade(engine)", "upgrade_in_revision(op, to=1)"):
+    for way in ("`queue-kit migrate`", "queue_kit.migrate.upgrade(engine)", "upgrade_in_revision(op, to=2)"):
         assert way in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("version", "compatible_from", "problem"),
     [
-        (0, 0, r"is at version 0, this queue_kit needs 1: run `queue-kit migrate`"),
-        (1, 1, None),
-        (3, 1, None),
-        (3, 2, r"schema 3 needs a queue_kit for version 2 or later, not for 1: upgrade queue-kit"),
+        (0, 0, r"is at version 0, this queue_kit needs 2: run `queue-kit migrate`"),
+        (1, 1, r"is at version 1, this queue_kit needs 2: run `queue-kit migrate`"),
+        (2, 1, None),
+        (4, 1, None),
+        (4, 2, None),
+        (4, 3, r"schema 4 needs a queue_kit for version 3 or later, not for 2: upgrade queue-kit"),
     ],
 )
 async def test_old_and_new_versions_overlap_as_far_as_the_schema_says(engine, version, compatible_from, problem):
-    await execute(engine, f"UPDATE queue_kit_schema SET version = {version}, compatible_from = {compatible_from}")
+    await execute(engine, "DELETE FROM queue_kit_schema")
+    await execute(engine, f"INSERT INTO queue_kit_schema VALUES ({version}, {compatible_from})")
     if problem is None:
         return await check(engine)
     with pytest.raises(SchemaMismatch, match=problem) as caught:
@@ -241,7 +259,7 @@ class TestInACheckout:
         self.alembic("downgrade", "base", url=empty_database_url)
         assert await tables(empty) == {"somebody_elses", "queue_kit_alembic_version"}
         await migrate.upgrade(empty)
-        assert "0001 (head)" in self.alembic("current", url=empty_database_url)
+        assert "0002 (head)" in self.alembic("current", url=empty_database_url)
 
     async def test_the_plain_forms_of_a_url_do(self, tmp_path):
         self.alembic("upgrade", "head", url=f"sqlite:///{tmp_path / 'plain.db'}")
@@ -328,11 +346,11 @@ from queue_kit import migrate
 revision, down_revision = "a2", "a1"
 
 def upgrade():
-    migrate.upgrade_in_revision(op, to=1)
+    migrate.upgrade_in_revision(op, to=2)
     op.execute("INSERT INTO queue_kit_job (name) VALUES ('from.a.migration')")
 
 def downgrade():
-    migrate.downgrade_in_revision(op, to=0, start=1)
+    migrate.downgrade_in_revision(op, to=0, start=2)
 """
 
 
@@ -371,7 +389,7 @@ async def test_the_tables_live_in_an_applications_history(application, empty):
 async def test_a_history_takes_over_what_was_migrated_before(application, empty):
     await migrate.upgrade(empty)
     application("upgrade", "head")
-    assert await execute(empty, "SELECT count(*) FROM queue_kit_schema") == [(1,)]
+    assert await execute(empty, "SELECT count(*) FROM queue_kit_schema") == [(2,)]
     await execute(empty, DELETE_JOBS)
     application("downgrade", "base")
     assert await tables(empty) == {"alembic_version"}
@@ -388,7 +406,7 @@ async def test_a_history_as_sql(application, empty, empty_database_url):
     up = application("upgrade", "head", "--sql")
     await run_script(empty_database_url, up)
     await check(empty)
-    assert await execute(empty, "SELECT version_num FROM queue_kit_alembic_version") == [("0001",)]
+    assert await execute(empty, "SELECT version_num FROM queue_kit_alembic_version") == [(f"{migrate.VERSION:04d}",)]
     await migrate.upgrade(empty)
     assert "No new upgrade operations detected" in application("check")
     await run_script(empty_database_url, application("downgrade", "a2:a1", "--sql"))
@@ -411,14 +429,14 @@ async def test_in_a_revision_unknown_versions_and_a_missing_start_are_refused(en
     def refusals(connection: Any) -> None:
         online = Operations(MigrationContext.configure(connection))
         for move in (migrate.upgrade_in_revision, migrate.downgrade_in_revision):
-            for to in (2, -1, "1", None):
-                with pytest.raises(ConfigurationError, match=r"is no schema version; known are 0 \(no tables\) to 1"):
+            for to in (3, -1, "1", None):
+                with pytest.raises(ConfigurationError, match=r"is no schema version; known are 0 \(no tables\) to 2"):
                     move(online, to=to)
         offline = Operations(MigrationContext.configure(connection, opts={"as_sql": True}))
         with pytest.raises(ConfigurationError, match=r"say downgrade_in_revision\(\.\.\., start=\.\.\.\)"):
             migrate.downgrade_in_revision(offline, to=0)
-        with pytest.raises(ConfigurationError, match="start=2 is no schema version"):
-            migrate.upgrade_in_revision(offline, to=1, start=2)
+        with pytest.raises(ConfigurationError, match="start=3 is no schema version"):
+            migrate.upgrade_in_revision(offline, to=1, start=3)
 
     async with engine.connect() as connection:
         await connection.run_sync(refusals)

@@ -11,10 +11,10 @@ from uuid import UUID, uuid4
 
 import pytest
 import pytest_asyncio
-from sqlalchemy import Connection, Executable, event, text
+from sqlalchemy import Connection, Executable, event, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from queue_kit import _statements, sqlite_engine
+from queue_kit import JobRow, JobState, _statements, sqlite_engine
 from queue_kit._dialect import LONG_AGO
 from queue_kit._scan import Place
 from queue_kit._statements import as_batch
@@ -55,6 +55,11 @@ INSERT INTO queue_kit_job (name, priority, status, scheduled_at)
     SELECT 'name.' || n % 5, n % {PRIORITIES}, 0, now() - n * interval '1 ms' FROM generate_series(1, 1000) AS n;
 INSERT INTO queue_kit_cron (name, expression, timezone, priority, next_at)
     SELECT 'cron.' || n, '* * * * *', 'UTC', 5, now() FROM generate_series(1, 20) AS n;
+INSERT INTO queue_kit_job (name, status) SELECT 'name.' || n % 5, 4 FROM generate_series(1, 200) AS n;
+INSERT INTO queue_kit_job (name, status, unique_key)
+    SELECT 'name.1', 2, 'key.' || n % 20 FROM generate_series(1, 200) AS n;
+INSERT INTO queue_kit_job (name, status, cron_name)
+    SELECT 'cron.3', 2, 'cron.' || n % 20 FROM generate_series(1, 400) AS n;
 ANALYZE queue_kit_job;
 ANALYZE queue_kit_cron;
 """
@@ -68,6 +73,8 @@ SQLITE = (
     SELECT 'name.' || n % 5, 1 + n % {PRIORITIES}, '2020-01-02 00:00:00.000' FROM series""",
     f"""INSERT INTO queue_kit_job (name, priority, status) {NUMBERS.format(count=10_000)}
     SELECT 'name.' || n % 5, 1 + n % {PRIORITIES}, 2 FROM series""",
+    f"""INSERT INTO queue_kit_job (name, status, unique_key, cron_name) {NUMBERS.format(count=400)}
+    SELECT 'name.1', 2 + n % 2 * 2, 'key.' || n % 20, 'cron.' || n % 20 FROM series""",
     f"""INSERT INTO queue_kit_job (name, priority, scheduled_at) {NUMBERS.format(count=5_000)}
     SELECT 'name.' || n % 5, n % {PRIORITIES}, '2120-01-01 00:00:00.000' FROM series""",
     "ANALYZE",
@@ -140,6 +147,42 @@ LOOK = Call(
 )
 PROMOTE = Call(_statements.promote(), {"limit": PROMOTE_LIMIT})
 PRUNE = Call(_statements.prune(), {"first": 1, "last": 10_000, "days": 30.0, "failed_days": 30.0})
+
+
+OPERATING = {
+    "failed lately": Call(_statements.failed_lately(), {"limit": 500}),
+    "cancelled": Call(_statements.cancelled_ids(), {"of_name": "name.1", "limit": 100}),
+    "cancel many": Call(_statements.cancel_many(), {"job_ids": as_batch([LEASED_ID, LEASED_ID + 1])}),
+    "retry many": Call(_statements.retry_many(), {"job_ids": as_batch([50, 100])}),
+    "run now": Call(_statements.run_now(), {"job_id": LEASED_ID}),
+    "created behind": Call(_statements.created_behind(), {"first": 500}),
+    "held jobs": Call(_statements.held_jobs(), {"limit": 3_000}),
+    "cron overview": Call(_statements.cron_overview(), {}),
+    "hasten": Call(_statements.hasten_occurrence(), {"entry": "cron.1"}),
+    "cancel occurrence": Call(_statements.cancel_occurrence(), {"entry": "cron.1"}),
+}
+"""What operators ask for: none of it reads the whole history."""
+
+
+def page(**filters: Any) -> Call:
+    """The query of a page of `list_jobs`."""
+    state = filters.pop("state", None)
+    query = select(JobRow).order_by(_statements.newest_first(state)).limit(100)
+    if state is not None:
+        query = query.where(_statements.in_state(state))
+    return Call(query.filter_by(**filters), {})
+
+
+WALKS = {"newest": page(), "completed": page(state=JobState.completed)}
+"""They read back from the end until the page is full."""
+PAGES = {
+    "failed": page(state=JobState.failed),
+    "failed of a name": page(state=JobState.failed, name="name.0"),
+    "cancelled": page(state=JobState.cancelled),
+    "scheduled": page(state=JobState.scheduled),
+    "by key": page(unique_key="key.7"),
+    "of a cron entry": page(cron_name="cron.3"),
+}
 
 
 def by_name(calls: dict[str, Call]) -> pytest.MarkDecorator:
@@ -319,6 +362,26 @@ async def test_settling_touches_a_few_pages_a_job(large, mode):
     assert buffers(plan) < 30 * BATCH
 
 
+@pytest.mark.parametrize("mode", PLAN_MODES)
+@by_name(OPERATING)
+async def test_what_operators_ask_for_reads_no_history(large, call, mode):
+    plan = await explain(large, call, mode=mode, analyze=True)
+    assert "Seq Scan" not in {kind for kind, _ in on_jobs(plan)}
+    assert buffers(plan) < 6_000
+
+
+async def test_failed_jobs_are_counted_in_an_index(large):
+    plan = await explain(large, Call(_statements.counts(), {}), mode="force_custom_plan")
+    assert ("Index Only Scan", "queue_kit_job_failed_name") in on_jobs(plan)
+
+
+@by_name(WALKS | PAGES)
+async def test_a_page_of_jobs_reads_no_history(large, call):
+    plan = await explain(large, call, mode="force_custom_plan", analyze=True)
+    assert "Seq Scan" not in {kind for kind, _ in on_jobs(plan)}
+    assert buffers(plan) < 6_000
+
+
 # --- SQLite -----------------------------------------------------------------------------------------------------------
 
 
@@ -367,7 +430,7 @@ async def test_on_sqlite_a_claim_walks_the_ready_index_and_sorts_nothing(large_f
     assert not any("ORDER BY" in step for step in plan), plan
 
 
-@by_name(SETTLING | ONE_BY_ONE | {"look": LOOK, "promote": PROMOTE, "prune": PRUNE})
+@by_name(SETTLING | ONE_BY_ONE | OPERATING | PAGES | {"look": LOOK, "promote": PROMOTE, "prune": PRUNE})
 async def test_on_sqlite_nothing_else_reads_the_whole_table(large_file, call):
     plan = await query_plan(large_file, call)
     assert scans(plan) == []

@@ -1,9 +1,11 @@
 """The embedded database's engine: its settings, on every connection, also of a private pool cloned from it."""
 
 import asyncio
+import gc
 import sqlite3
 import sys
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import Engine, event, text
@@ -11,6 +13,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from queue_kit import ConfigurationError, _sqlite, sqlite_engine
+from queue_kit._store import Store
 
 
 async def settings(engine: AsyncEngine) -> dict[str, object]:
@@ -105,3 +108,31 @@ def test_a_missing_driver_is_named_with_its_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "aiosqlite", None)
     with pytest.raises(ConfigurationError, match=r"pip install 'queue-kit\[sqlite\]'"):
         sqlite_engine(tmp_path / "queue.db")
+
+
+async def test_a_cancelled_statement_that_fails_is_not_reported_by_anybody(sqlite_path):
+    """It is let run to its end, whose error nobody waits for."""
+    engine = sqlite_engine(sqlite_path)
+    async with engine.begin() as connection:
+        await connection.execute(text("DROP TABLE queue_kit_history"))
+    store = Store(
+        engine,
+        worker_id=uuid4(),
+        names=[],
+        lease=30.0,
+        gate=asyncio.Semaphore(1),
+        delete_completed=False,
+        delete_failed=False,
+    )
+    reported: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: reported.append(context))
+    writing = asyncio.create_task(store.add_history([]))
+    await asyncio.sleep(0)  # it is under way
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    del writing
+    gc.collect()
+    await store.dispose()
+    await engine.dispose()
+    assert reported == []

@@ -10,7 +10,7 @@ from pathlib import Path
 from queue_kit import cli, migrate
 
 folder, lock_timeout, command = sys.argv[1:]
-migrate.VERSION = 2
+migrate.VERSION = 3
 migrate.LOCK_TIMEOUT = lock_timeout
 migrate.script_location = lambda: Path(folder)
 cli.main([command], prog_name="queue-kit")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import httpx
 import pytest
 from click.testing import CliRunner
 from sqlalchemy import URL, inspect, make_url, text
@@ -37,15 +38,25 @@ from queue_kit import (
     add_job,
     add_jobs,
     cancel_job,
+    cancel_jobs,
+    failure_groups,
     get_job,
     job_queue_insights,
+    list_cron_jobs,
     list_jobs,
+    list_workers,
     migrate,
+    pause_cron_job,
     queue_insights,
     register_cron_jobs,
+    resume_cron_job,
     retry_job,
+    retry_jobs,
+    run_cron_job,
+    throughput,
 )
 from queue_kit.cli import main
+from queue_kit.dashboard import Access, dashboard
 from tests.conftest import Server
 from tests.database.clock import far, make_due
 from tests.database.running import raw
@@ -360,8 +371,50 @@ async def test_s7_each_role_does_its_work(roles, caplog):
     assert (await queue_insights(roles["read"])).by_name["later"].scheduled == 3
     await retry_job(roles["worker"], failed.id)
     assert await cancel_job(roles["worker"], failed.id) is JobState.cancelled
+    assert [each.name for each in await list_cron_jobs(roles["read"])] == ["tick"]
+    assert [group.error_class for group in await failure_groups(roles["read"])] == []
+    assert await list_workers(roles["read"]) == []
+    assert len(await throughput(roles["read"])) == 60
+    assert await raw(roles["read"], "SELECT sum(completed), sum(failed) FROM queue_kit_history") == [(3, 1)]
+    await run_cron_job(roles["worker"], "tick")
+    await pause_cron_job(roles["worker"], "tick")
+    await resume_cron_job(roles["worker"], "tick")
+    assert (await retry_jobs(roles["worker"], [failed.id])).changed == 1
+    assert (await cancel_jobs(roles["worker"], name="fails")).changed == 1
     async with roles["read"].connect() as connection:
         await migrate.check_schema(connection)
+
+
+async def test_s7_the_dashboard_reads_as_who_only_reads_and_acts_as_a_worker(roles):
+    await add_job(roles["enqueue"], "later", delay=1_000)
+
+    async def pressed(role: str) -> tuple[int, str]:
+        app = dashboard(roles[role], authorize=lambda _: Access("ada", act=True))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as ada:
+            for path in ("/", "/jobs", "/jobs/1", "/names", "/cron", "/workers", "/jobs/confirm?action=retry&name=x"):
+                assert (await ada.get(path)).status_code == 200, path
+            token = re.findall(r'name="token" value="(\w+)"', (await ada.get("/jobs/1")).text)[0]
+            headers = {"sec-fetch-site": "same-origin"}
+            answer = await ada.post("/jobs/1/cancel", data={"token": token}, headers=headers)
+            return answer.status_code, answer.text
+
+    status, text = await pressed("read")
+    assert (status, "did not take the change" in text) == (503, True)
+    assert "permission denied" not in text
+    assert (await pressed("worker"))[0] == 303
+
+
+async def test_s7_a_worker_that_may_not_write_history_works_on(roles, caplog):
+    caplog.set_level(logging.WARNING, "queue_kit")
+    await roles.execute(roles["migrate"], ["REVOKE ALL ON queue_kit_history FROM app_worker"])
+    await add_job(roles["enqueue"], "works")
+
+    async def works(event, session, job):
+        await session.execute(text("SELECT 1"))
+
+    assert (await QueueWorker(roles["worker"], {"works": works}).drain())["completed"] == 1
+    (said,) = [record.message for record in caplog.records]
+    assert "permission denied for table queue_kit_history" in said
 
 
 async def test_s7_each_role_does_no_more(roles):
@@ -390,6 +443,7 @@ async def test_s7_each_role_does_no_more(roles):
             "INSERT INTO queue_kit_job (name, worker_id) VALUES ('x', gen_random_uuid())",
             "INSERT INTO queue_kit_cron SELECT * FROM queue_kit_cron",
             "UPDATE queue_kit_worker SET idle_until = 'infinity'",
+            "DELETE FROM queue_kit_history",
         )
     await refused(
         roles["enqueue"],
@@ -398,6 +452,7 @@ async def test_s7_each_role_does_no_more(roles):
         "SELECT name FROM queue_kit_job",
         "SELECT host FROM queue_kit_worker",
         "SELECT * FROM queue_kit_cron",
+        "SELECT * FROM queue_kit_history",
     )
     await refused(roles["read"], "INSERT INTO queue_kit_job (name) VALUES ('x')")
     with pytest.raises(DBAPIError, match="permission denied"):

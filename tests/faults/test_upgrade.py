@@ -1,7 +1,7 @@
 """The schema changes while workers run: how long they stall, which versions get along, and what is left of a migration
 that was killed, refused its lock, or met another one.
 
-There is one version yet. A test's own revision stands in for the next one, run by a process that takes itself for the
+A test's own revision stands in for the next one, run by a process that takes itself for the
 next version of the library; this process is the old one.
 """
 
@@ -88,13 +88,13 @@ async def test_u1_a_migration_behind_a_users_lock_stalls_workers_no_longer_than_
         before = len(stalls.ended)
         await until(lambda: len(stalls.ended) > before)
         behind_a_lock = stalls.longest()
-        assert (refused.status, await migrate.schema_version(pg_engine)) == (1, 1)
+        assert (refused.status, await migrate.schema_version(pg_engine)) == (1, 2)
         assert refused.errors.startswith("Error: ")
         assert "lock" in refused.errors
         await user.rollback()
         assert (await following_on_postgres.run(lock_timeout="1s")).status == 0
         await ledger.grows(10)
-        assert await migrate.schema_version(pg_engine) == 2
+        assert await migrate.schema_version(pg_engine) == 3
     async with QueueWorker(pg_engine, jobs, **QUICK):
         await all_complete(pg_engine)
     print(f"stalled {behind_a_lock:.2f} s behind a lock_timeout of 1 s")
@@ -113,7 +113,7 @@ async def test_u1_workers_go_on_through_a_migration(engine, following, jobs):
         await ledger.grows(10)
         before = len(stalls.ended)
         await until(lambda: len(stalls.ended) > before)
-        assert await migrate.schema_version(engine) == 2
+        assert await migrate.schema_version(engine) == 3
     async with QueueWorker(engine, jobs, **QUICK):
         await all_complete(engine)
     print(f"stalled {stalls.longest():.2f} s")
@@ -137,11 +137,11 @@ async def test_u1_a_migration_waits_for_each_lock_as_long_as_it_says(pg_engine, 
 async def test_u1_a_migration_in_an_applications_history_has_a_bound_too_and_leaves_the_applications(
     pg_engine, following_on_postgres, monkeypatch, own, taken
 ):
-    monkeypatch.setattr(migrate, "VERSION", 2)
+    monkeypatch.setattr(migrate, "VERSION", 3)
     monkeypatch.setattr(migrate, "script_location", lambda: following_on_postgres.folder)
 
     def revision(connection: Connection) -> None:
-        migrate.upgrade_in_revision(Operations(MigrationContext.configure(connection)), to=2)
+        migrate.upgrade_in_revision(Operations(MigrationContext.configure(connection)), to=3)
 
     async with pg_engine.begin() as connection:
         await connection.execute(text(f"SET LOCAL lock_timeout = '{own}'"))
@@ -171,15 +171,15 @@ async def test_u2_an_old_worker_runs_on_a_newer_schema_that_allows_it(engine, fo
     async with QueueWorker(engine, jobs, **QUICK):  # and one that starts only now
         started = await add_job(engine, "write")
         await all_complete(engine)
-    assert await migrate.schema_version(engine) == 2
+    assert await migrate.schema_version(engine) == 3
     assert [(await row_of(engine, job_id)).state for job_id in (running, started)] == [JobState.completed] * 2
 
 
 async def test_u2_an_old_worker_refuses_a_newer_schema_that_has_left_it_behind(engine, database_url, following, jobs):
     assert (await following.run()).status == 0
-    await raw(engine, "UPDATE queue_kit_schema SET compatible_from = 2 WHERE version = 2")
+    await raw(engine, "UPDATE queue_kit_schema SET compatible_from = 3 WHERE version = 3")
     waiting = await add_job(engine, "write")
-    sentence = "the queue's schema 2 needs a queue_kit for version 2 or later, not for 1: upgrade queue-kit"
+    sentence = "the queue's schema 3 needs a queue_kit for version 3 or later, not for 2: upgrade queue-kit"
     with pytest.raises(SchemaMismatch, match=sentence):
         await QueueWorker(engine, jobs).start()
     told = await asyncio.to_thread(CliRunner().invoke, main, ["check", "--database-url", database_url])
@@ -190,10 +190,10 @@ async def test_u2_an_old_worker_refuses_a_newer_schema_that_has_left_it_behind(e
 async def test_u2_a_new_worker_refuses_an_old_schema(following):
     told = await following.run("check")
     assert (told.status, told.output) == (1, "")
-    assert "the queue's schema is at version 1, this queue_kit needs 2: run `queue-kit migrate`" in told.errors
+    assert "the queue's schema is at version 2, this queue_kit needs 3: run `queue-kit migrate`" in told.errors
     assert "Traceback" not in told.errors
     assert (await following.run()).status == 0
-    assert (await following.run("check")).status == 0
+    assert (await following.run("check")).output.startswith("ok   the schema is at version 3")
 
 
 # --- U3 ---------------------------------------------------------------------------------------------------------------
@@ -205,9 +205,9 @@ async def test_u3_a_migration_killed_half_way_leaves_nothing_and_runs_again(engi
         await process.half_way()
         process.kill()
         assert (await process.ended()).status == -signal.SIGKILL
-    assert (await migrate.schema_version(engine), await has_half(engine)) == (1, False)
+    assert (await migrate.schema_version(engine), await has_half(engine)) == (2, False)
     again = await following.run()
-    assert again == (0, "the schema went from version 1 to 2\n", "")
+    assert again == (0, "the schema went from version 2 to 3\n", "")
     assert await has_half(engine)
     assert (await row_of(engine, kept)).state is JobState.ready
 
@@ -228,7 +228,7 @@ async def test_u3_a_migration_whose_connection_is_cut_half_way_leaves_nothing_an
     assert cut.status == 1
     assert cut.errors.startswith("Error: ")
     assert "Traceback" not in cut.errors
-    assert (await migrate.schema_version(pg_engine), await has_half(pg_engine)) == (1, False)
+    assert (await migrate.schema_version(pg_engine), await has_half(pg_engine)) == (2, False)
     assert (await following_on_postgres.run()).status == 0
 
 
@@ -265,7 +265,7 @@ async def test_u3_an_index_that_a_killed_migration_left_half_built_is_built_agai
         assert await built(pg_engine) == [False]
         await user.rollback()
     again = await following_on_postgres.run()
-    assert again == (0, "the schema went from version 1 to 2\n", "")
+    assert again == (0, "the schema went from version 2 to 3\n", "")
     assert await built(pg_engine) == [True]
 
 
@@ -293,10 +293,10 @@ async def test_u4_a_downgrade_takes_finished_jobs_along(engine, state):
 async def test_u4_a_downgrade_between_versions_keeps_every_job(engine, following, monkeypatch):
     ids = [await job_in(engine, state) for state in ("scheduled", "ready", "running", "failed")]
     assert (await following.run()).status == 0
-    monkeypatch.setattr(migrate, "VERSION", 2)
+    monkeypatch.setattr(migrate, "VERSION", 3)
     monkeypatch.setattr(migrate, "script_location", lambda: following.folder)
-    await migrate.downgrade(engine, to=1)
-    assert (await migrate.schema_version(engine), await has_half(engine)) == (1, False)
+    await migrate.downgrade(engine, to=2)
+    assert (await migrate.schema_version(engine), await has_half(engine)) == (2, False)
     assert await raw(engine, "SELECT id FROM queue_kit_job ORDER BY id") == [(job_id,) for job_id in ids]
 
 
@@ -312,9 +312,9 @@ async def test_u5_of_two_migrating_processes_one_waits_for_the_other(engine, dat
             first.go_on()
             ends = [await first.ended(), await second.ended()]
     assert [end.status for end in ends] == [0, 0], ends
-    assert await raw(engine, "SELECT count(*) FROM queue_kit_schema WHERE version = 2") == [(1,)]
+    assert await raw(engine, "SELECT count(*) FROM queue_kit_schema WHERE version = 3") == [(1,)]
     fresh = engine_for(database_url)
-    assert await migrate.schema_version(fresh) == 2
+    assert await migrate.schema_version(fresh) == 3
     await fresh.dispose()
 
 
@@ -330,7 +330,7 @@ async def test_u5_two_that_build_an_index_beside_the_writers_do_not_deadlock(pg_
                 ends = [await first.ended(), await second.ended()]
     assert [end.status for end in ends] == [0, 0], ends
     assert await built(pg_engine) == [True]
-    assert await raw(pg_engine, "SELECT count(*) FROM queue_kit_schema WHERE version = 2") == [(1,)]
+    assert await raw(pg_engine, "SELECT count(*) FROM queue_kit_schema WHERE version = 3") == [(1,)]
 
 
 async def asks(engine: AsyncEngine) -> bool:

@@ -29,7 +29,7 @@ class Next:
         self.folder = shutil.copytree(
             migrate.script_location(), folder / "revisions", ignore=shutil.ignore_patterns("__pycache__")
         )
-        shutil.copy(HERE / "revision_0002.py", self.folder / "versions" / "0002_next.py")
+        shutil.copy(HERE / "revision_0003.py", self.folder / "versions" / "0003_next.py")
         self._url = url
 
     async def run(self, command: str = "migrate", *, lock_timeout: str = migrate.LOCK_TIMEOUT) -> Ended:

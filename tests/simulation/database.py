@@ -39,6 +39,19 @@ class Seen(NamedTuple):
     cron_missing: bool = False
 
 
+class Noted(NamedTuple):
+    """What a worker learns that has written its row."""
+
+    seen_at: datetime
+
+
+class Oldest(NamedTuple):
+    """Where the history begins."""
+
+    minute: datetime | None
+    now: datetime
+
+
 @dataclass(slots=True)
 class Row:
     """One job."""
@@ -104,6 +117,8 @@ class Database:
         self.asleep_until: dict[object, float] = {}
         """Until when each worker asks to be notified."""
         self.listeners: dict[object, Callable[[], None]] = {}
+        self.minutes: set[str] = set()
+        """Of which there is history."""
         self._answers: dict[Executable, Callable[[Parameters], Sequence[Any]]] = {
             _statements.claim(): self._claim,
             _statements.complete(): self._complete,
@@ -119,8 +134,17 @@ class Database:
             _statements.seen(): self._seen,
             _statements.worker_exists(): self._exists,
             _statements.depart(): self._depart,
+            _statements.add_history(): self._add_history,
+            _statements.oldest_history(): self._oldest_history,
+            _statements.prune_history(): self._prune_history,
         }
-        self.reads = {_statements.still_ours(), _statements.stored(), _statements.look(), _statements.worker_exists()}
+        self.reads = {
+            _statements.still_ours(),
+            _statements.stored(),
+            _statements.look(),
+            _statements.worker_exists(),
+            _statements.oldest_history(),
+        }
         self.words = {statement: answer.__name__.strip("_") for statement, answer in self._answers.items()}
 
     @property
@@ -295,20 +319,39 @@ class Database:
 
     def _greet(self, parameters: Parameters) -> Sequence[Any]:
         self.asleep_until[parameters["id"]] = -math.inf
-        return ()
+        return [Noted(self._time())]
 
     def _seen(self, parameters: Parameters) -> Sequence[Any]:
         if parameters["worker"] not in self.asleep_until:
             return []
         asleep_for = parameters["asleep_for"]
         self.asleep_until[parameters["worker"]] = -math.inf if asleep_for is None else self.now + asleep_for
-        return [(parameters["worker"],)]
+        return [Noted(self._time())]
 
     def _exists(self, parameters: Parameters) -> Sequence[Any]:
         return [(parameters["worker"],)] if parameters["worker"] in self.asleep_until else []
 
     def _depart(self, parameters: Parameters) -> Sequence[Any]:
         self.asleep_until.pop(parameters["worker"], None)
+        return ()
+
+    # --- history: it only informs, and no rule is about it ------------------------------------------------------------
+
+    def _time(self) -> datetime:
+        return ORIGIN + timedelta(seconds=self.now)
+
+    def _add_history(self, parameters: Parameters) -> Sequence[Any]:
+        for row in json.loads(parameters["batch"]):
+            self.minutes.add(row["minute"])
+        return ()
+
+    def _oldest_history(self, parameters: Parameters) -> Sequence[Any]:
+        minute = min(map(datetime.fromisoformat, self.minutes), default=None)
+        return [Oldest(None if minute is None else minute.replace(tzinfo=UTC), self._time())]
+
+    def _prune_history(self, parameters: Parameters) -> Sequence[Any]:
+        before = parameters["before"].replace(tzinfo=None)
+        self.minutes = {minute for minute in self.minutes if datetime.fromisoformat(minute) >= before}
         return ()
 
     # --- a handler's transaction --------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ from click.testing import CliRunner, Result
 from sqlalchemy import make_url
 
 from queue_kit import ConfigurationError, add_job, get_job, migrate
-from queue_kit.cli import main, read_url
+from queue_kit.cli import main
+from queue_kit.cli.database import read_url
 from tests.conftest import sqlite_url
 from tests.support import until
 
@@ -55,15 +56,17 @@ async def test_migrate_then_check(empty_database_url, tmp_path):
     done = run("migrate", "--database-url", empty_database_url, cwd=tmp_path, url="the argument goes before")
     assert done == Done(0, f"the schema is at version {migrate.VERSION} already\n", "")
     done = run("check", cwd=tmp_path, url=empty_database_url)
-    assert done == Done(
-        0, f"the database answers, its schema is at version {migrate.VERSION}: a worker can start\n", ""
-    )
+    # A server of the tests may be set to leave dead rows lying.
+    assert [line for line in done.output.splitlines() if line[:2] != "ok" and "autovacuum is off" not in line] == []
+    assert (done.status, done.errors) == ("BAD" in done.output, "")
+    assert done.output.startswith(f"ok   the schema is at version {migrate.VERSION}, as a worker needs it\n")
 
 
 async def test_the_plain_forms_of_a_url_do(postgres_url, tmp_path):
     for scheme in ("postgres", "postgresql"):
         url = make_url(postgres_url).set(drivername=scheme).update_query_dict({"sslmode": "disable"})
-        assert run("check", cwd=tmp_path, url=url.render_as_string(hide_password=False)).status == 0
+        done = run("migrate", cwd=tmp_path, url=url.render_as_string(hide_password=False))
+        assert (done.status, done.errors) == (0, "")
     assert run("migrate", cwd=tmp_path, url="sqlite:///with space 'and quote.db").status == 0
     assert (tmp_path / "with space 'and quote.db").exists()
 
@@ -120,7 +123,7 @@ def test_help_documents_the_variable_and_the_statuses():
     text = words(invoke("--help", url=None))
     assert VARIABLE in text
     assert "0 all is well, 1 it failed or does not fit, 2 wrong usage" in text
-    for command in ("migrate", "check", "work"):
+    for command in main.commands:
         assert "Example:" in invoke(command, "--help", url=None).output
 
 
@@ -216,7 +219,7 @@ def test_work_finds_its_worker_and_says_that_no_database_answers(app, attribute)
         ("no_such_module:worker", "there is no module 'no_such_module' here or among the installed ones"),
         ("app_jobs.deeper:worker", "there is no module 'app_jobs.deeper'"),
         ("app_jobs:nothing", "app_jobs has no 'nothing'"),
-        ("app_jobs:number", "app_jobs:number gives an object of type int, not a QueueWorker"),
+        ("app_jobs:number", "app_jobs:number gives an object of type int, not a QueueWorker or Handlers"),
         ("app_jobs:forgot_to_return", "app_jobs:forgot_to_return gives None, not a QueueWorker"),
     ],
 )

@@ -270,7 +270,7 @@ async def test_the_tables_are_made_through_the_pooler(bouncer, empty_postgres_ur
 
 async def test_the_command_line_needs_no_arguments_for_a_pooler(bouncer, postgres_url):
     for _ in range(3):
-        command = [sys.executable, "-m", "queue_kit", "check", "--database-url", bouncer.url(postgres_url)]
+        command = [sys.executable, "-m", "queue_kit", "insights", "--database-url", bouncer.url(postgres_url)]
         process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
         _, errors = await process.communicate()
         assert (process.returncode, errors) == (0, b"")

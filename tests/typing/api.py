@@ -13,6 +13,10 @@ from pydantic import BaseModel
 from sqlalchemy import delete, func, not_, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.routing import Mount
+from starlette.types import ASGIApp
 from typing_extensions import TypedDict
 
 from queue_kit import (
@@ -56,6 +60,7 @@ from queue_kit import (
     retry_job,
     sqlite_engine,
 )
+from queue_kit.dashboard import Access, dashboard
 from queue_kit.testing import assert_enqueued, drain, enqueued, move_clock, rolled_back, run_handler
 
 # --- payloads and handlers --------------------------------------------------------------------------------------------
@@ -387,6 +392,17 @@ async def operate(db: AsyncSession | AsyncConnection | AsyncEngine, job_id: int)
     assert_type(found.by_name["email.send"], NameInsights)
     assert_type(found.unhandled_names, tuple[str, ...])
     await list_jobs(db, state="failed")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+async def allowed(request: Request) -> Access | None:
+    return Access("ada", act=True) if "admin" in request.session else None
+
+
+def mounted(engine: AsyncEngine) -> None:
+    app: ASGIApp = dashboard(engine, authorize=allowed, title="orders", hidden_names=["payment.*"])
+    dashboard(engine, authorize=lambda request: Access(request.headers["user"]))
+    dashboard(engine, authorize=lambda _request: "ada")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Starlette(routes=[Mount("/queue", app)])
 
 
 async def rows(session: AsyncSession) -> None:

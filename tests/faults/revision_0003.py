@@ -12,8 +12,8 @@ import sys
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "0003"
+down_revision = "0002"
 branch_labels = None
 depends_on = None
 
@@ -30,11 +30,11 @@ def upgrade() -> None:
     for name, on in INDEXES.items():
         op.execute(f"CREATE INDEX IF NOT EXISTS {name} ON {on}")
     op.add_column("queue_kit_job", sa.Column("note", sa.Text()))
-    op.execute("INSERT INTO queue_kit_schema (version, compatible_from) VALUES (2, 1)")
+    op.execute("INSERT INTO queue_kit_schema (version, compatible_from) VALUES (3, 1)")
 
 
 def downgrade() -> None:
-    op.execute("DELETE FROM queue_kit_schema WHERE version = 2")
+    op.execute("DELETE FROM queue_kit_schema WHERE version = 3")
     for name in INDEXES:
         op.execute(f"DROP INDEX {name}")
     op.drop_column("queue_kit_job", "note")

@@ -1,0 +1,171 @@
+"""`queue-kit insights`: what waits, runs and fails, once or as a live view."""
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import click
+from sqlalchemy import URL
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from queue_kit.cli.database import database_option, engine_for, masked, on_database, words
+from queue_kit.cli.output import amount, json_option, plain, print_json, shown, span, table
+from queue_kit.fleet import list_workers
+from queue_kit.history import ThroughputPoint, throughput_by_name
+from queue_kit.operate import Insights, NameInsights, queue_insights
+
+MINUTES = 5
+"""Over which rates are taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Overview:
+    insights: Insights
+    workers: int
+    recent: dict[str, ThroughputPoint]
+
+    def rates(self, name: str | None = None) -> tuple[float, float]:
+        """Completed jobs and failed tries a minute, of a name or of all."""
+        points = self.recent.values() if name is None else [self.recent[name]] if name in self.recent else []
+        done = sum(point.completed for point in points)
+        return done / MINUTES, sum(point.failed + point.retried for point in points) / MINUTES
+
+    @property
+    def names(self) -> list[str]:
+        """Every name that has jobs or had runs."""
+        return sorted({*self.insights.by_name, *self.recent})
+
+
+@click.command()
+@database_option()
+@click.option("--watch", is_flag=True, help="Go on until Ctrl-C, with the screen kept up to date.")
+@click.option("--interval", type=click.FloatRange(0.1), default=2.0, show_default=True, help="Seconds between looks.")
+@json_option
+def insights(url: URL, watch: bool, interval: float, as_json: bool) -> None:
+    """Show what waits, runs and has failed, in total and by name; rates are those of the last five minutes.
+
+    \b
+    Example:
+      queue-kit insights --watch
+
+    With --json: {"pending", "scheduled", "running", "failed", "oldest_due_seconds", "completed_per_minute",
+    "failed_per_minute", "workers", "unhandled_names", "by_name": {name: the same counts and rates}}; with --watch as
+    well, one such object a line.
+    """
+    if not watch:
+        overview = on_database(url, _look)
+        if as_json:
+            print_json(_as_dict(overview))
+        else:
+            for line in _lines(overview):
+                click.echo(line)
+        return
+    with suppress(KeyboardInterrupt), _screen(as_json=as_json) as show:
+        asyncio.run(_watch(url, interval, show))
+
+
+async def _look(engine: AsyncEngine) -> _Overview:
+    return _Overview(
+        await queue_insights(engine),
+        len(await list_workers(engine)),
+        await throughput_by_name(engine, last=MINUTES * 60),
+    )
+
+
+async def _watch(url: URL, interval: float, show: Callable[[_Overview | str], None]) -> None:
+    engine = engine_for(url)
+    try:
+        while True:
+            began = time.monotonic()
+            try:
+                show(await _look(engine))
+            except Exception as error:  # noqa: BLE001 - it may pass, and whoever watches waits for that
+                show(f"no answer: {shown(masked(words(error), url))}")
+            await asyncio.sleep(max(interval - (time.monotonic() - began), 0.05))
+    finally:
+        await engine.dispose()
+
+
+@contextmanager
+def _screen(*, as_json: bool) -> Iterator[Callable[[_Overview | str], None]]:
+    """Where a live view goes: a terminal that rich keeps up to date, or one look after the other."""
+
+    def in_lines(seen: _Overview | str) -> None:
+        if as_json:
+            click.echo(json.dumps(plain({"error": seen} if isinstance(seen, str) else _as_dict(seen))))
+        else:
+            if sys.stdout.isatty():
+                click.clear()
+            click.echo("\n".join(_lines(seen)) + "\n")
+
+    try:
+        from rich.live import Live
+        from rich.text import Text
+    except ImportError:
+        yield in_lines
+        return
+    if as_json or not sys.stdout.isatty():
+        yield in_lines
+        return
+    with Live(auto_refresh=False, screen=True) as live:
+        yield lambda seen: live.update(Text("\n".join(map(click.unstyle, _lines(seen)))), refresh=True)
+
+
+def _lines(overview: _Overview | str) -> list[str]:
+    if isinstance(overview, str):
+        return [overview]
+    total, (done, bad) = overview.insights, overview.rates()
+    lines = [
+        f"{total.pending:,} due, {total.scheduled:,} scheduled, {total.running:,} running, {total.failed:,} failed",
+        f"the first due one waits for {span(total.oldest_due_seconds)}",
+        f"{done:,.1f} completed and {bad:,.1f} failed a minute; {amount(overview.workers, 'worker')} alive",
+    ]
+    if total.unhandled_names:
+        lines.append(f"no live worker runs: {shown(', '.join(total.unhandled_names))}")
+    headings = ("NAME", "DUE", "SCHEDULED", "RUNNING", "FAILED", "OLDEST DUE", "DONE/MIN", "FAILED/MIN", "MEAN RUN")
+    return [*lines, "", *table(headings, [_row(overview, name) for name in overview.names])]
+
+
+def _row(overview: _Overview, name: str) -> tuple[object, ...]:
+    counts = overview.insights.by_name.get(name, NameInsights())
+    done, bad = overview.rates(name)
+    point = overview.recent.get(name)
+    return (
+        name,
+        counts.pending,
+        counts.scheduled,
+        counts.running,
+        counts.failed,
+        span(counts.oldest_due_seconds),
+        f"{done:.1f}",
+        f"{bad:.1f}",
+        span(None if point is None else point.mean_run),
+    )
+
+
+def _as_dict(overview: _Overview) -> dict[str, Any]:
+    insights = overview.insights
+
+    def counted(counts: NameInsights, rates: tuple[float, float]) -> dict[str, Any]:
+        return {
+            "pending": counts.pending,
+            "scheduled": counts.scheduled,
+            "running": counts.running,
+            "failed": counts.failed,
+            "oldest_due_seconds": counts.oldest_due_seconds,
+            "completed_per_minute": rates[0],
+            "failed_per_minute": rates[1],
+        }
+
+    return counted(insights, overview.rates()) | {
+        "workers": overview.workers,
+        "unhandled_names": insights.unhandled_names,
+        "by_name": {
+            name: counted(insights.by_name.get(name, NameInsights()), overview.rates(name)) for name in overview.names
+        },
+    }

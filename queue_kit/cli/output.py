@@ -1,0 +1,128 @@
+"""How commands print: tables and times for people, JSON for scripts. What others wrote into the database reaches no
+terminal with its control characters.
+"""
+
+import dataclasses
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import click
+
+from queue_kit.job import printable
+from queue_kit.models import JobRow
+
+json_option: Callable[[Callable[..., None]], Callable[..., None]] = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON, for scripts."
+)
+
+MAX_CELL = 80
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON: times in ISO 8601, an endless number of seconds as "Infinity"."""
+    click.echo(json.dumps(plain(value), indent=2))
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it."""
+    match value:
+        case datetime():
+            return value.astimezone(UTC).isoformat()
+        case UUID():
+            return str(value)
+        case float() if not math.isfinite(value):
+            return "Infinity" if value > 0 else "-Infinity" if value < 0 else "NaN"
+        case Mapping():
+            return {str(key): plain(each) for key, each in value.items()}
+        case list() | tuple():
+            return [plain(each) for each in value]
+        case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        case _:
+            return value
+
+
+_COLUMNS = (
+    *("id", "name", "priority", "scheduled_at", "created_at", "updated_at", "cron_tick", "cron_name", "unique_key"),
+    *("retry_count", "lost", "max_retry_count", "handler_timeout", "cancel_requested", "data", "errors"),
+)
+
+
+def job_as_dict(row: JobRow) -> dict[str, Any]:
+    """A job as `--json` shows it."""
+    return {"state": row.state.value, **{column: getattr(row, column) for column in _COLUMNS}}
+
+
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table."""
+    for line in table(headings, rows):
+        click.echo(line)
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """The lines of a table; numbers to the right. Wider cells than 80 characters are cut."""
+    cells = [[_cell(each) for each in row] for row in rows]
+    right = [bool(cells) and all(_is_number(row[at]) for row in cells) for at in range(len(headings))]
+    widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
+    lines = [
+        "  ".join(
+            text.rjust(width) if to_right else text.ljust(width)
+            for text, width, to_right in zip(row, widths, right, strict=True)
+        ).rstrip()
+        for row in [list(headings), *cells]
+    ]
+    return [click.style(lines[0], bold=True), *lines[1:]]
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    text = shown(value)
+    return text if len(text) <= MAX_CELL else f"{text[: MAX_CELL - 1]}…"
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"-|[\d.,]+( \w+)?", text) is not None
+
+
+def shown(value: object) -> str:
+    """A value as one line of text that no terminal takes for a command."""
+    return moment(value) if isinstance(value, datetime) else printable(str(value))
+
+
+def moment(instant: datetime) -> str:
+    """A time in UTC, to the second."""
+    try:
+        return instant.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+    except (OverflowError, ValueError):
+        return str(instant)
+
+
+def span(seconds: float | None) -> str:
+    """A span of time, in the unit that suits it."""
+    if seconds is None:
+        return "-"
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.2f} s" if seconds >= 0.1 else f"{seconds * 1_000:.0f} ms"
+
+
+def amount(count: int, thing: str) -> str:
+    """So many things."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask before many jobs are changed; without a terminal to ask on, `--yes` must have been given."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise click.UsageError(f"{question} Say --yes: there is no terminal to ask on")
+    click.confirm(question, abort=True)

@@ -1,0 +1,119 @@
+"""The changes that the dashboard makes. The guard has checked that they were meant; each leaves a line in the log."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncSession
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from queue_kit.cron_jobs import pause_cron_job, resume_cron_job, run_cron_job
+from queue_kit.dashboard._access import access_of
+from queue_kit.dashboard._asking import id_of
+from queue_kit.dashboard._forms import form_of
+from queue_kit.dashboard._guard import audit
+from queue_kit.dashboard._many import Many, change_these
+from queue_kit.dashboard._pool import Pool
+from queue_kit.dashboard._render import see
+from queue_kit.errors import CronJobNotFound, InvalidCron, JobConflict, JobNotFound
+from queue_kit.job import JobState, printable
+from queue_kit.operate import cancel_job, retry_job, run_job_now
+
+
+class Actions:
+    """Everything that is changed."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def job(self, request: Request) -> Response:
+        """Retry, cancel or run one job."""
+        form_of(request)
+        action, job_id = request.path_params["action"], id_of(request.path_params["job_id"])
+        change = _JOB_ACTIONS.get(action)
+        if change is None or job_id is None:
+            raise HTTPException(404, "There is no such action.")
+        try:
+            async with self._pool.writing() as session:
+                notice = await change(session, job_id)
+        except JobNotFound:
+            raise HTTPException(404, "There is no job with this id any more.") from None
+        except JobConflict as conflict:
+            raise HTTPException(409, f"{conflict}.") from None
+        _record(request, action, job_id=job_id, result=notice)
+        return see(f"../{job_id}", notice=notice)
+
+    async def jobs(self, request: Request) -> Response:
+        """Retry or cancel many jobs: those that were picked, or all that fit."""
+        form = {key: values[0] for key, values in form_of(request).items()}
+        if "id" in form:
+            action = form.get("action", "")
+            ids = [job_id for job_id in map(id_of, form_of(request)["id"]) if job_id is not None]
+            subject: dict[str, Any] = {"job_ids": ids}
+            async with self._pool.writing() as session:
+                change = await change_these(session, action, ids)
+            back = {key: form.get(key) for key in ("state", "name")}
+        else:
+            many = Many.asked(form)
+            # Not the message: it may quote what the jobs carry.
+            action, subject = many.action, {key: each for key, each in many.fields.items() if key != "message"}
+            del subject["action"]
+            async with self._pool.writing() as session:
+                change = await many.change(session)
+            back = {"state": many.state or "failed" if action == "retry" else many.state, "name": many.name}
+        _record(request, action, **subject, changed=change.changed, skipped=change.skipped)
+        notice = "many_retried" if action == "retry" else "many_cancelled"
+        more = "1" if change.more else None
+        return see("../jobs", **back, notice=notice, count=change.changed, skipped=change.skipped or None, more=more)
+
+    async def cron(self, request: Request) -> Response:
+        """Run, pause or resume a cron entry."""
+        action, name = request.path_params["action"], form_of(request).get("name", [""])[0]
+        change = _CRON_ACTIONS.get(action)
+        if change is None:
+            raise HTTPException(404, "There is no such action.")
+        try:
+            async with self._pool.writing() as session:
+                await change[0](session, name)
+        except CronJobNotFound:
+            raise HTTPException(404, "There is no cron entry of this name any more.") from None
+        except InvalidCron as error:
+            raise HTTPException(409, f"{error}.") from None
+        _record(request, f"cron {action}", cron_name=name)
+        return see("../cron", notice=change[1])
+
+
+async def _cancel(session: AsyncSession, job_id: int) -> str:
+    state = await cancel_job(session, job_id)
+    return {JobState.cancelled: "cancelled", JobState.running: "asked"}.get(state, "complete")
+
+
+async def _retry(session: AsyncSession, job_id: int) -> str:
+    await retry_job(session, job_id)
+    return "retried"
+
+
+async def _run(session: AsyncSession, job_id: int) -> str:
+    await run_job_now(session, job_id)
+    return "run"
+
+
+_JOB_ACTIONS: dict[str, Callable[[AsyncSession, int], Awaitable[str]]] = {
+    "cancel": _cancel,
+    "retry": _retry,
+    "run": _run,
+}
+_CRON_ACTIONS: dict[str, tuple[Callable[[AsyncSession, str], Awaitable[object]], str]] = {
+    "run": (run_cron_job, "cron_run"),
+    "pause": (pause_cron_job, "cron_paused"),
+    "resume": (resume_cron_job, "cron_resumed"),
+}
+
+
+def _record(request: Request, action: str, **subject: Any) -> None:
+    """The line in the log: who did what to what. `extra` has the same in parts."""
+    access = access_of(request)
+    assert access is not None
+    who, said = printable(access.who), printable(" ".join(f"{key}={value}" for key, value in subject.items()))
+    audit.info("%s by %s: %s", action, who, said, extra={"who": who, "action": action, **subject})

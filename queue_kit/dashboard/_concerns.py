@@ -1,0 +1,53 @@
+"""What an operator should look at first, in words."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from queue_kit.dashboard._render import query
+from queue_kit.dashboard._wording import number, span
+from queue_kit.history import ThroughputPoint
+from queue_kit.operate import Insights
+
+LONG = 300.0
+"""Seconds for which a job may be due before it is worth a word."""
+
+NAMED = 3
+"""Names that a sentence lists."""
+
+
+@dataclass(frozen=True, slots=True)
+class Concern:
+    """A sentence, and the page (below the dashboard's root) that says more. A grave one needs somebody now."""
+
+    text: str
+    link: str
+    page: str
+    is_grave: bool = False
+
+
+def concerns(insights: Insights, worker_count: int, last_hour: Sequence[ThroughputPoint]) -> list[Concern]:
+    """What is not as it should be, the gravest first."""
+    return sorted(_found(insights, worker_count, last_hour), key=lambda concern: not concern.is_grave)
+
+
+def _found(insights: Insights, worker_count: int, last_hour: Sequence[ThroughputPoint]) -> Iterator[Concern]:
+    if not worker_count:
+        due = f"No worker is alive, and {_jobs(insights.pending)} due."
+        idle = "No worker is alive. Nothing is due yet."
+        yield Concern(due if insights.pending else idle, "Workers", "workers", is_grave=insights.pending > 0)
+    elif insights.unhandled_names:
+        names = insights.unhandled_names
+        more = f" and {number(len(names) - NAMED)} more" if len(names) > NAMED else ""
+        yield Concern(f"Jobs wait that no worker runs: {', '.join(names[:NAMED])}{more}.", "Names", "names")
+    if insights.oldest_due_seconds is not None and insights.oldest_due_seconds >= LONG:
+        waits = f"A job has been due for {span(insights.oldest_due_seconds)}."
+        yield Concern(waits, "Jobs that wait", "jobs" + query({"state": "ready"}))
+    failed = sum(point.failed for point in last_hour)
+    if failed:
+        yield Concern(
+            f"{number(failed)} job{'s' if failed > 1 else ''} failed in the last hour.", "What went wrong", "#failures"
+        )
+
+
+def _jobs(count: int) -> str:
+    return f"{number(count)} jobs are" if count > 1 else "a job is"

@@ -1,0 +1,58 @@
+"""A change of many jobs at once, as a link or a form says it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncSession
+from starlette.exceptions import HTTPException
+
+from queue_kit.bulk import BulkChange, cancel_jobs, retry_jobs
+from queue_kit.dashboard._asking import choice
+from queue_kit.job import JobState
+
+ACTIONS = ("retry", "cancel")
+
+
+@dataclass(frozen=True, slots=True)
+class Many:
+    """Retry or cancel what fits: an `error_class` may be empty, as that of a discarded job is."""
+
+    action: str
+    state: str | None = None
+    name: str | None = None
+    error_class: str | None = None
+    message: str | None = None
+
+    @classmethod
+    def asked(cls, given: Mapping[str, str]) -> "Many":
+        """What a request says. Raises `HTTPException` for what is no such change."""
+        action = choice(given, "action", ACTIONS)
+        if not action:
+            raise HTTPException(400, "There is no such action.")
+        state = choice(given, "state", JobState.__members__) or None
+        return cls(action, state, given.get("name") or None, given.get("error_class"), given.get("message"))
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """This, as the fields of a form."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+    async def change(self, session: AsyncSession, *, dry_run: bool = False) -> BulkChange:
+        """Do it, or only look what it would do."""
+        filters: dict[str, Any] = {"name": self.name, "state": None if self.state is None else JobState(self.state)}
+        try:
+            if self.action == "cancel":
+                return await cancel_jobs(session, **filters, dry_run=dry_run)
+            return await retry_jobs(
+                session, **filters, error_class=self.error_class, message=self.message, dry_run=dry_run
+            )
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from None
+
+
+async def change_these(session: AsyncSession, action: str, ids: list[int]) -> BulkChange:
+    """Retry or cancel the jobs that were picked."""
+    if action not in ACTIONS:
+        raise HTTPException(400, "There is no such action.")
+    return await (retry_jobs if action == "retry" else cancel_jobs)(session, ids)

@@ -1,0 +1,200 @@
+"""The pages: each reads what it shows in short transactions, and leaves the rest to its template."""
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+from sqlalchemy import Select, event
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import ORMExecuteState, defer
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from queue_kit import _statements
+from queue_kit._reach import MAX_ID
+from queue_kit.cron_jobs import list_cron_jobs
+from queue_kit.dashboard._access import access_of
+from queue_kit.dashboard._asking import choice, id_of, words
+from queue_kit.dashboard._charts import runs_chart, times_chart
+from queue_kit.dashboard._concerns import concerns
+from queue_kit.dashboard._many import Many
+from queue_kit.dashboard._payload import failures_of, payload_of, trace_of
+from queue_kit.dashboard._pool import Pool
+from queue_kit.dashboard._privacy import Privacy
+from queue_kit.dashboard._render import Renderer, see
+from queue_kit.dashboard._shared import Shared
+from queue_kit.failures import failure_groups
+from queue_kit.fleet import list_workers
+from queue_kit.history import throughput, throughput_by_name
+from queue_kit.job import JobState
+from queue_kit.models import JobRow
+from queue_kit.operate import NameInsights, get_job, list_jobs, queue_insights
+
+T = TypeVar("T")
+
+PAGE = 50
+"""Jobs on a page."""
+
+LOOKED_BACK = 50_000
+"""Jobs that are looked through for those of a name: some 20 ms. An older page looks further."""
+
+GROUPS = 20
+"""Failures on the overview."""
+
+PERIODS = {"hour": timedelta(hours=1), "day": timedelta(days=1)}
+AGES = {"hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(days=7)}
+
+
+class Pages:
+    """Everything that is read."""
+
+    def __init__(self, pool: Pool, renderer: Renderer, privacy: Privacy) -> None:
+        self._pool = pool
+        self._renderer = renderer
+        self._privacy = privacy
+        self._insights = self._shared(queue_insights)
+        self._workers = self._shared(list_workers)
+        self._groups = self._shared(lambda session: failure_groups(session, limit=GROUPS))
+        self._by_name = self._shared(throughput_by_name)
+        self._throughput = {name: self._throughput_of(last) for name, last in PERIODS.items()}
+
+    def _throughput_of(self, last: timedelta) -> Shared[Any]:
+        return self._shared(lambda session: throughput(session, last=last))
+
+    def _shared(self, read: Callable[[AsyncSession], Awaitable[T]]) -> Shared[T]:
+        async def once() -> T:
+            async with self._pool.reading() as session:
+                return await read(session)
+
+        return Shared(once)
+
+    async def overview(self, request: Request) -> Response:
+        """How the queue is."""
+        period = request.query_params.get("period", "hour")
+        if period not in PERIODS:
+            period = "hour"
+        insights, workers = await self._insights.get(), await self._workers.get()
+        points = await self._throughput[period].get()
+        last_hour = points if period == "hour" else await self._throughput["hour"].get()
+        return self._renderer.page(
+            request,
+            "overview.html",
+            insights=insights,
+            workers=workers,
+            groups=await self._groups.get(),
+            points=points,
+            runs=runs_chart(points),
+            times=times_chart(points),
+            completed=sum(point.completed for point in points),
+            concerns=concerns(insights, len(workers), last_hour),
+            period=period,
+            hides=self._hides(request),
+        )
+
+    async def names(self, request: Request) -> Response:
+        """The names of jobs that live, have failed or ran in the last hour, and how many workers know each."""
+        insights, workers, ran = await self._insights.get(), await self._workers.get(), await self._by_name.get()
+        nothing = NameInsights()
+        rows = [
+            (name, insights.by_name.get(name, nothing), ran.get(name), sum(name in each.names for each in workers))
+            for name in sorted(insights.by_name.keys() | ran.keys())
+        ]
+        return self._renderer.page(request, "names.html", rows=rows, unhandled=insights.unhandled_names)
+
+    async def workers(self, request: Request) -> Response:
+        """The workers that are alive, and what they run."""
+        return self._renderer.page(request, "workers.html", workers=await self._workers.get())
+
+    async def cron(self, request: Request) -> Response:
+        """The cron entries."""
+        async with self._pool.reading() as session:
+            entries = await list_cron_jobs(session)
+        insights = await self._insights.get()
+        return self._renderer.page(request, "cron.html", entries=entries, unhandled=insights.unhandled_names)
+
+    async def jobs(self, request: Request) -> Response:
+        """Jobs, newest first, with filters; a job, when an id is looked for."""
+        given = request.query_params
+        state, age = choice(given, "state", JobState.__members__), choice(given, "age", AGES)
+        name, looked_for, after = words(given, "name"), words(given, "q"), id_of(given.get("after", ""))
+        async with self._pool.reading() as session:
+            job_id = id_of(looked_for)
+            if job_id is not None and await get_job(session, job_id) is not None:
+                return see(f"jobs/{job_id}")
+            # Nothing finds the finished jobs of a name but reading back through all of them.
+            back_to = await _far_enough(session, after) if name and state in ("", JobState.completed) else 0
+            _look_at(session, back_to)
+            rows = await list_jobs(
+                session,
+                state=JobState(state) if state else None,
+                name=name or None,
+                unique_key=looked_for or None,
+                created_after=datetime.now(UTC) - AGES[age] if age else None,
+                limit=PAGE + 1,
+                after=after,
+            )
+        return self._renderer.page(
+            request,
+            "jobs.html",
+            rows=[(row, failures_of(row.errors, is_hidden=self._hides(request)(row.name))[:1]) for row in rows[:PAGE]],
+            older=rows[PAGE - 1].id if len(rows) > PAGE else None,
+            back_to=back_to if len(rows) <= PAGE else 0,
+            filters={"q": looked_for, "name": name, "state": state, "age": age},
+            after=after,
+            names=(await self._insights.get()).by_name,
+        )
+
+    async def job(self, request: Request) -> Response:
+        """One job."""
+        job_id = id_of(request.path_params["job_id"])
+        row = None
+        if job_id is not None:
+            async with self._pool.reading() as session:
+                row = await get_job(session, job_id)
+        if row is None:
+            raise HTTPException(404, "There is no job with this id. Finished jobs are deleted after some days.")
+        is_hidden = self._hides(request)(row.name)
+        holder = [worker.label for worker in await self._workers.get() if worker.id == row.worker_id]
+        return self._renderer.page(
+            request,
+            "job.html",
+            job=row,
+            worker=holder[0] if holder else row.worker_id,
+            payload=payload_of(row.data, self._privacy.redacted(row.data), is_hidden=is_hidden),
+            failures=failures_of(row.errors, is_hidden=is_hidden),
+            trace=trace_of(row.trace_context),
+        )
+
+    async def confirm(self, request: Request) -> Response:
+        """What a change of many jobs would do, before it is done."""
+        many = Many.asked(request.query_params)
+        async with self._pool.reading() as session:
+            change = await many.change(session, dry_run=True)
+        is_hidden = self._hides(request)(many.name or "")
+        return self._renderer.page(request, "confirm.html", many=many, change=change, is_hidden=is_hidden)
+
+    def _hides(self, request: Request) -> Callable[[str], bool]:
+        access = access_of(request)
+        assert access is not None
+        return lambda name: self._privacy.hides(name, access)
+
+
+async def _far_enough(session: AsyncSession, after: int | None) -> int:
+    """The id behind which a list does not look; 0 when there is nothing."""
+    first, last = (await session.execute(_statements.id_range(), {"after": 0})).one()
+    if first is None:
+        return 0
+    floor = (min(after or MAX_ID, int(last) + 1)) - LOOKED_BACK
+    return floor if floor > first else 0
+
+
+def _look_at(session: AsyncSession, back_to: int) -> None:
+    """Let a list read no payloads, of which each may be a megabyte, and no jobs behind an id."""
+
+    def narrowed(execution: ORMExecuteState) -> None:
+        if isinstance(execution.statement, Select) and execution.is_orm_statement:
+            leaner = execution.statement.options(defer(JobRow.data, raiseload=True))
+            execution.statement = leaner.where(JobRow.id >= back_to) if back_to else leaner
+
+    event.listen(session.sync_session, "do_orm_execute", narrowed)

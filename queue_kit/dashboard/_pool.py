@@ -1,0 +1,69 @@
+"""The dashboard's own way to the database: few connections and short statements, so that looking never slows the queue.
+
+The pool is a clone of the engine's, as a worker's is; it is closed when the engine is disposed of.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from sqlalchemy import Engine, event
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from queue_kit import _sqlite, _statements
+from queue_kit.errors import ConfigurationError
+
+CONNECTIONS = 2
+"""Pages that are read at the same time. Further ones wait for their turn."""
+
+PATIENCE = 5.0
+"""Seconds that a page waits for its turn, and that a statement may take (PostgreSQL)."""
+
+
+class Pool:
+    """Transactions on a few connections. A statement that takes too long is ended by the server (PostgreSQL)."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        sync_engine = engine.sync_engine
+        clone = Engine(sync_engine.pool.recreate(), sync_engine.dialect, sync_engine.url, hide_parameters=True)
+        self._embedded = clone.dialect.name == "sqlite"
+        if self._embedded:
+            if not _sqlite.is_safe(engine):
+                raise ConfigurationError("on SQLite the dashboard takes an engine of sqlite_engine(path)")
+            _sqlite.prepare(clone)
+        clone.update_execution_options(**sync_engine.get_execution_options())
+        own = AsyncEngine(clone)
+        if self._embedded:
+            self._writing = own
+            self._reading = own.execution_options(queue_kit_readonly=True)
+        else:
+            self._writing = own.execution_options(isolation_level="READ COMMITTED")
+            self._reading = self._writing.execution_options(postgresql_readonly=True)
+        self._turns = asyncio.Semaphore(CONNECTIONS)
+        event.listen(sync_engine, "engine_disposed", lambda _engine: clone.dispose())
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncSession]:
+        """A transaction that only reads. Raises `TimeoutError` when no turn comes."""
+        async with self._session(self._reading) as session:
+            yield session
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[AsyncSession]:
+        """A transaction that is committed at the end. Raises `TimeoutError` when no turn comes."""
+        async with self._session(self._writing) as session:
+            yield session
+            await session.commit()
+
+    @asynccontextmanager
+    async def _session(self, engine: AsyncEngine) -> AsyncIterator[AsyncSession]:
+        async with asyncio.timeout(PATIENCE):
+            await self._turns.acquire()
+        try:
+            async with AsyncSession(engine, expire_on_commit=False) as session:
+                if not self._embedded:
+                    limit = {"milliseconds": str(int(PATIENCE * 1000))}
+                    await session.execute(_statements.limit_statements(), limit)
+                yield session
+        finally:
+            self._turns.release()

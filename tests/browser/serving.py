@@ -1,0 +1,67 @@
+"""A dashboard on a port of this machine, served by a thread, and a browser to look at it."""
+
+import contextlib
+import shutil
+import socket
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from playwright.sync_api import Browser, sync_playwright
+from sqlalchemy.ext.asyncio import AsyncEngine
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from queue_kit import migrate, sqlite_engine
+from queue_kit.dashboard import Access, dashboard
+
+CHROMIUM = shutil.which("chromium")
+ELSEWHERE = "queue.test"
+PREFIX = "/admin/queue"
+
+
+def application(path: Path, seed: Callable[[AsyncEngine], Awaitable[None]], **options: Any) -> Starlette:
+    """An application with a dashboard under a prefix, on an SQLite file of its own."""
+    engine = sqlite_engine(path)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        await migrate.upgrade(engine)
+        await seed(engine)
+        yield
+        await engine.dispose()
+
+    app = dashboard(engine, authorize=lambda _request: Access("ada", act=True), **options)
+    return Starlette(routes=[Mount(PREFIX, app)], lifespan=lifespan)
+
+
+@contextlib.contextmanager
+def serving(app: Any) -> Iterator[str]:
+    """Serve an application, and say where its dashboard is. It has an event loop of its own, as in production."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on"))
+        thread = threading.Thread(target=server.run, args=([listening],), name="dashboard")
+        thread.start()
+        try:
+            while thread.is_alive() and not server.started:
+                thread.join(0.01)
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}{PREFIX}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@contextlib.contextmanager
+def browsing() -> Iterator[Browser]:
+    """A Chromium without a window."""
+    with sync_playwright() as playwright:
+        # To a browser, another machine: it says less of itself to one without TLS.
+        args = ["--no-sandbox", f"--host-resolver-rules=MAP {ELSEWHERE} 127.0.0.1"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=args)
+        try:
+            yield browser
+        finally:
+            browser.close()

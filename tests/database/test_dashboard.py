@@ -1,0 +1,610 @@
+"""The dashboard without a browser: what it shows, what it changes, and whom it lets do so."""
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from sqlalchemy import Engine, event, insert, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.routing import Mount
+
+from queue_kit import (
+    ConfigurationError,
+    CronJob,
+    Handlers,
+    JobState,
+    QueueWorker,
+    add_job,
+    get_job,
+    list_cron_jobs,
+    pause_cron_job,
+    register_cron_jobs,
+)
+from queue_kit.dashboard import Access, _pages, dashboard
+from queue_kit.dashboard._pool import Pool
+from queue_kit.models import FAILED, JobRow, WorkerRow
+from tests.support import change, row_of, until
+
+BASE = "http://queue.test"
+SAME_SITE = {"sec-fetch-site": "same-origin"}
+SECRET = "correct horse battery staple"  # pragma: allowlist secret
+
+
+@asynccontextmanager
+async def visiting(app: Any, base: str = BASE, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """Somebody who looks at it."""
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=base, **options) as visitor:
+        yield visitor
+
+
+@pytest.fixture
+async def ada(engine: AsyncEngine) -> AsyncIterator[httpx.AsyncClient]:
+    """Somebody who may change things."""
+    async with visiting(dashboard(engine, authorize=lambda _: Access("ada", act=True))) as visitor:
+        yield visitor
+
+
+async def token_on(visitor: httpx.AsyncClient, path: str) -> str:
+    """The token of the forms on a page."""
+    found = re.search(r'name="token" value="(\w+)"', (await visitor.get(path)).text)
+    assert found
+    return found[1]
+
+
+async def press(visitor: httpx.AsyncClient, on: str, path: str, **fields: Any) -> httpx.Response:
+    """Send a form of a page, as a browser does."""
+    return await visitor.post(path, data={"token": await token_on(visitor, on), **fields}, headers=SAME_SITE)
+
+
+async def fail(engine: AsyncEngine, job_id: int, kind: str = "ValueError", message: str = "no luck") -> None:
+    """Make a job one that has failed."""
+    error = {"at": "2026-01-02T03:04:05+00:00", "try": 2, "class": kind, "message": message, "traceback": "Trace\nback"}
+    await change(engine, job_id, status=FAILED, retry_count=2, errors=[error])
+
+
+PATHS = [
+    "/",
+    "/?period=day",
+    "/jobs",
+    "/jobs/1",
+    "/names",
+    "/cron",
+    "/workers",
+    "/jobs/confirm?action=retry&state=failed",
+]
+
+
+# --- who --------------------------------------------------------------------------------------------------------------
+
+
+async def test_s1_nothing_is_mounted_without_saying_who_may_see_it(engine):
+    for refused in (None, True):
+        with pytest.raises(ConfigurationError, match="say who may"):
+            dashboard(engine, authorize=refused)
+    with pytest.raises(TypeError, match="must be an AsyncEngine"):
+        dashboard("postgresql://", authorize=lambda _: None)
+    with pytest.raises(ConfigurationError, match="hidden_names is a collection of patterns"):
+        dashboard(engine, authorize=lambda _: None, hidden_names="payment")
+
+
+async def test_s1_a_stranger_sees_nothing(engine):
+    await add_job(engine, "email.send", {"to": SECRET})
+    async with visiting(dashboard(engine, authorize=lambda _: None)) as stranger:
+        for path in [*PATHS, "/nowhere", "/static/../jobs/1", "/static/%2e%2e/jobs"]:
+            answer = await stranger.get(path)
+            assert answer.status_code in (403, 404), path
+            assert "email.send" not in answer.text
+            assert "<nav" not in answer.text
+        answer = await stranger.post("/jobs/1/cancel", headers=SAME_SITE)
+        assert (answer.status_code, "set-cookie" in answer.headers) == (403, False)
+    assert (await row_of(engine, 1)).state == JobState.ready
+
+
+async def test_authorize_is_asked_each_time_and_may_be_async_or_raise(engine):
+    asked = []
+
+    async def authorize(request):
+        asked.append(request.url.path)
+        if "login" in request.headers:
+            return Access("ada")
+        raise HTTPException(303, headers={"location": "/login"})
+
+    async with visiting(dashboard(engine, authorize=authorize)) as visitor:
+        answer = await visitor.get("/jobs")
+        assert (answer.status_code, answer.headers["location"]) == (303, "/login")
+        assert (await visitor.get("/jobs", headers={"login": "1"})).status_code == 200
+    assert asked == ["/jobs", "/jobs"]
+
+
+async def test_what_authorize_gives_must_be_an_access(engine):
+    async with visiting(dashboard(engine, authorize=lambda _: True)) as visitor:
+        with pytest.raises(TypeError, match="authorize gave bool"):
+            await visitor.get("/")
+
+
+async def test_s1_who_may_only_read_finds_no_button_and_no_way(engine, caplog):
+    job_id = await add_job(engine, "email.send")
+    await fail(engine, job_id)
+    await register_cron_jobs(engine, [CronJob("report", "0 6 * * *")])
+    async with visiting(dashboard(engine, authorize=lambda _: Access("bob"))) as bob:
+        for path in PATHS:
+            text = (await bob.get(path)).text
+            assert "read only" in text
+            assert 'method="post"' not in text
+        for path in ("/jobs/1/retry", "/jobs/change", "/cron/run"):
+            answer = await bob.post(path, headers=SAME_SITE)
+            assert answer.status_code == 403
+            assert "change nothing" in answer.text
+    assert (await row_of(engine, job_id)).state == JobState.failed
+    assert "refused /jobs/1/retry to bob" in caplog.text
+
+
+# --- what a change must show ------------------------------------------------------------------------------------------
+
+
+async def test_s3_a_change_comes_from_this_site(ada, engine):
+    job_id = await add_job(engine, "email.send", delay=60)
+    token = await token_on(ada, f"/jobs/{job_id}")
+    refused: list[dict[str, str]] = [
+        {},
+        {"origin": "null"},
+        {"origin": "http://elsewhere.test"},
+        {"origin": "http://[elsewhere"},
+        {"sec-fetch-site": "same-site", "origin": BASE},
+        {"sec-fetch-site": "cross-site", "origin": BASE},
+        {"sec-fetch-site": "none"},
+    ]
+    for headers in refused:
+        answer = await ada.post(f"/jobs/{job_id}/cancel", data={"token": token}, headers=headers)
+        assert answer.status_code == 403, headers
+        assert "came from another site" in answer.text
+    assert (await row_of(engine, job_id)).state == JobState.scheduled
+    # A form has the origin "null" where pages send no referrer.
+    for headers in ({"sec-fetch-site": "same-origin", "origin": "null"}, {"origin": BASE}):
+        answer = await ada.post(f"/jobs/{job_id}/cancel", data={"token": token}, headers=headers)
+        assert answer.status_code == 303, headers
+    assert (await row_of(engine, job_id)).state == JobState.cancelled
+
+
+async def test_s3_a_change_has_the_token_of_this_browser_and_person(engine):
+    job_id = await add_job(engine, "email.send", delay=60)
+    app = dashboard(engine, authorize=lambda request: Access(request.headers.get("who", "ada"), act=True))
+    path = f"/jobs/{job_id}/cancel"
+    async with visiting(app) as ada, visiting(app) as eve:
+        token, other = await token_on(ada, f"/jobs/{job_id}"), await token_on(eve, f"/jobs/{job_id}")
+        assert token != await token_on(ada, f"/jobs/{job_id}")
+        for wrong in ("", "x", token[:-1], token + "0", other, "é" * 80):
+            answer = await ada.post(path, data={"token": wrong}, headers=SAME_SITE)
+            assert answer.status_code == 403
+            assert "out of date" in answer.text
+        assert (await ada.post(path, headers=SAME_SITE)).status_code == 415
+        assert (await ada.post(path, data={"token": token}, headers=SAME_SITE | {"who": "mallory"})).status_code == 403
+        assert (await eve.post(path, data={"token": token}, headers=SAME_SITE)).status_code == 403
+        ada.cookies.clear()
+        assert (await ada.post(path, data={"token": token}, headers=SAME_SITE)).status_code == 403
+    assert (await row_of(engine, job_id)).state == JobState.scheduled
+
+
+async def test_s3_only_a_post_of_a_form_changes_something(ada, engine):
+    job_id = await add_job(engine, "email.send", delay=60)
+    path = f"/jobs/{job_id}/cancel"
+    token = await token_on(ada, f"/jobs/{job_id}")
+    for method in ("GET", "PUT", "DELETE", "PATCH", "OPTIONS"):
+        answer = await ada.request(method, f"{path}?token={token}", headers=SAME_SITE)
+        assert (answer.status_code, answer.headers["allow"]) in [(405, "POST"), (405, "GET, HEAD, POST")]
+    assert (await ada.post(path, json={"token": token}, headers=SAME_SITE)).status_code == 415
+    assert (await ada.post(path, data={"token": token, "x": "x" * 70_000}, headers=SAME_SITE)).status_code == 413
+    many = {f"x{number}": "1" for number in range(700)}
+    assert (await ada.post(path, data={"token": token} | many, headers=SAME_SITE)).status_code == 400
+    assert (await row_of(engine, job_id)).state == JobState.scheduled
+
+
+async def test_the_cookie_is_out_of_the_reach_of_scripts_and_other_sites(engine):
+    app = dashboard(engine, authorize=lambda _: Access("ada"))
+    async with visiting(app) as visitor:
+        cookie = (await visitor.get("/")).headers["set-cookie"]
+        assert re.fullmatch(r"queue_kit_dashboard=[\w-]{43}; Path=/; HttpOnly; SameSite=Strict", cookie)
+        assert "set-cookie" not in (await visitor.get("/")).headers
+    async with visiting(app, "https://queue.test") as visitor:
+        cookie = (await visitor.get("/")).headers["set-cookie"]
+        assert cookie.startswith("__Host-queue_kit_dashboard=")
+        assert cookie.endswith("; Path=/; HttpOnly; SameSite=Strict; Secure")
+
+
+async def test_s2_every_answer_has_the_headers(ada):
+    for path in [*PATHS, "/nowhere", "/jobs/1/x", "/static/dashboard.js", "/static/nothing"]:
+        headers = (await ada.get(path)).headers
+        policy = headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
+        assert "frame-ancestors 'none'; base-uri 'none'" in policy
+        assert "unsafe" not in policy
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "no-referrer"
+        is_file = path == "/static/dashboard.js"
+        assert ("immutable" if is_file else "no-store") in headers["cache-control"], path
+
+
+async def test_a_websocket_is_closed(engine):
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    await dashboard(engine, authorize=lambda _: Access("ada"))({"type": "websocket", "path": "/"}, None, send)
+    assert sent == [{"type": "websocket.close", "code": 1008}]
+
+
+# --- pages ------------------------------------------------------------------------------------------------------------
+
+
+async def test_an_empty_queue_says_so_on_every_page(ada):
+    assert "No worker is alive" in (await ada.get("/")).text
+    assert "Nothing has failed" in (await ada.get("/")).text
+    assert "No worker is alive. Nothing is due yet." in (await ada.get("/")).text
+    assert "Nothing ran in the last day" in (await ada.get("/?period=day")).text
+    assert "No jobs yet" in (await ada.get("/jobs")).text
+    assert "No job fits" in (await ada.get("/jobs?name=nobody")).text
+    assert "No names yet" in (await ada.get("/names")).text
+    assert "No cron entries" in (await ada.get("/cron")).text
+    assert "No worker is alive" in (await ada.get("/workers")).text
+    assert "No job fits any more" in (await ada.get("/jobs/confirm?action=retry&state=failed")).text
+
+
+async def test_the_overview_says_what_an_operator_should_know(ada, engine):
+    for _ in range(3):
+        await fail(engine, await add_job(engine, "email.send"), "TimeoutError", "no answer within 10 s")
+    await add_job(engine, "legacy.export")
+    text = (await ada.get("/")).text
+    assert "No worker is alive, and a job is due." in text
+    assert re.search(r"<strong>3</strong>.*?TimeoutError.*?email\.send.*?no answer within … s", text, re.DOTALL)
+
+
+async def test_a_worker_and_what_it_runs_is_shown(engine):
+    jobs = Handlers()
+    release = asyncio.Event()
+
+    @jobs.handler("email.send")
+    async def send(event, session, job) -> None:
+        await release.wait()
+
+    job_id = await add_job(engine, "email.send")
+    app = dashboard(engine, authorize=lambda _: Access("ada", act=True))
+    async with visiting(app) as ada, QueueWorker(engine, jobs, poll_interval=0.05):
+
+        async def shown():
+            return f'href="./jobs/{job_id}"' in (await ada.get("/workers")).text
+
+        await until(shown)
+        assert "All is well" in (await ada.get("/")).text
+        assert "running" in (await ada.get(f"/jobs/{job_id}")).text
+        assert "Knows 1 name" in (await ada.get("/workers")).text
+        answer = await press(ada, f"/jobs/{job_id}", f"/jobs/{job_id}/cancel")
+        assert answer.headers["location"] == f"../{job_id}?notice=asked"
+        release.set()
+
+
+async def test_jobs_are_filtered_and_found(ada, engine):
+    one = await add_job(engine, "email.send", unique_key="order-7")
+    two = await add_job(engine, "email.send", delay=60)
+    three = await add_job(engine, "image.resize")
+    await fail(engine, three)
+
+    async def ids(query: str) -> list[int]:
+        return [int(each) for each in re.findall(r'<tr data-key="(\d+)">', (await ada.get(f"/jobs{query}")).text)]
+
+    assert await ids("") == [three, two, one]
+    assert await ids("?name=email.send") == [two, one]
+    assert await ids("?name=+email.send+&state=scheduled") == [two]
+    assert await ids("?state=failed") == [three]
+    assert await ids("?q=order-7") == [one]
+    assert await ids("?q=order-8") == []
+    assert await ids("?age=hour") == [three, two, one]
+    await change(engine, one, created_at=(await row_of(engine, one)).created_at.replace(year=2020))
+    assert await ids("?age=hour") == [three, two]
+    found = await ada.get(f"/jobs?q={two}")
+    assert (found.status_code, found.headers["location"]) == (303, f"jobs/{two}")
+    assert await ids("?q=987654321") == []
+    for wrong in ("?state=lost", "?age=century"):
+        assert (await ada.get(f"/jobs{wrong}")).status_code == 400
+
+
+async def test_pages_of_jobs_go_back_to_the_first(ada, engine):
+    async with engine.begin() as connection:
+        await connection.execute(insert(JobRow.__table__), [{"name": "many"}] * 120)
+    seen, query = [], "/jobs?name=many"
+    while query:
+        text = (await ada.get(query)).text
+        seen += re.findall(r'<tr data-key="(\d+)">', text)
+        older = re.search(r'href="(\?[^"]*after=[^"]*)"', text)
+        query = "/jobs" + older[1].replace("&amp;", "&") if older else ""
+    assert len(seen) == len(set(seen)) == 120
+
+
+async def test_a_rare_name_is_looked_for_as_far_back_as_one_says(ada, engine, monkeypatch):
+    monkeypatch.setattr(_pages, "LOOKED_BACK", 10)
+    rare = await add_job(engine, "rare")
+    async with engine.begin() as connection:
+        await connection.execute(insert(JobRow.__table__), [{"name": "many"}] * 25)
+    query, looks = "?name=rare", 0
+    while f'data-key="{rare}"' not in (text := (await ada.get(f"/jobs{query}")).text):
+        further = re.search(r'href="(\?[^"]*after=\d+)" rel="next">Look further back', text)
+        assert further
+        query, looks = further[1].replace("&amp;", "&"), looks + 1
+    assert looks == 2
+    assert "further back" not in text
+    assert "further back" not in (await ada.get("/jobs?name=rare&state=ready")).text
+
+
+async def test_a_list_reads_no_payloads(ada, engine):
+    await add_job(engine, "email.send", {"to": SECRET})
+    statements = []
+
+    def remember(_connection, _cursor, statement, *_):
+        statements.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", remember)
+    try:
+        assert SECRET not in (await ada.get("/jobs")).text
+    finally:
+        event.remove(Engine, "before_cursor_execute", remember)
+    lists = [each for each in statements if "unique_key" in each and "FROM queue_kit_job" in each]
+    assert lists
+    assert not any("queue_kit_job.data" in each for each in lists)
+
+
+async def test_a_job_is_shown_with_payload_and_errors(ada, engine):
+    job_id = await add_job(
+        engine, "email.send", {"to": "a@b.c", "n": 1.5, "nested": [{"Api-Key": SECRET}]}, unique_key="k1"
+    )
+    await fail(engine, job_id, message="no luck <at> all")
+    text = (await ada.get(f"/jobs/{job_id}")).text
+    for shown in (
+        "a@b.c",
+        "1.5",
+        "k1",
+        "ValueError",
+        "no luck &lt;at&gt; all",
+        "Trace\nback",
+        "2026-01-02 03:04:05 UTC",
+    ):
+        assert shown in text
+    assert SECRET not in text
+    assert "[hidden]" in text
+    for nobody in ("0", "999999", "9" * 30, "-1", "abc", "%00", "1.5", "\u0661"):
+        assert (await ada.get(f"/jobs/{nobody}")).status_code == 404
+
+
+async def test_s8_hidden_payloads_hide_what_errors_quote(engine):
+    job_id = await add_job(engine, "payment.capture", {"card": SECRET})
+    await fail(engine, job_id, message=SECRET)
+    apps = [
+        dashboard(engine, authorize=lambda _: Access("ada", act=True), hidden_names=["payment.*"]),
+        dashboard(engine, authorize=lambda _: Access("ada", act=True, payloads=False)),
+    ]
+    for app in apps:
+        async with visiting(app) as ada:
+            for path in (*PATHS, f"/jobs/{job_id}", "/jobs?state=failed"):
+                text = (await ada.get(path)).text
+                assert SECRET not in text
+            assert "hidden from you" in (await ada.get(f"/jobs/{job_id}")).text
+            assert "ValueError" in (await ada.get(f"/jobs/{job_id}")).text
+
+
+async def test_rows_written_by_hand_are_shown(ada, engine):
+    strange: list[Any] = [
+        None,
+        7,
+        {"class": 5, "message": ["x"], "at": "yesterday", "try": {}},
+        {"at": "0001-01-01T00:00:00+14:00"},
+    ]
+    for errors in (strange, {"not": "a list"}, "text", 5):
+        job_id = await add_job(engine, "odd")
+        await change(engine, job_id, errors=errors, status=FAILED, trace_context=[1], data="just text")
+        for path in (f"/jobs/{job_id}", "/jobs", "/"):
+            assert (await ada.get(path)).status_code == 200
+
+
+async def test_a_worker_row_of_any_text_is_shown(ada, engine):
+    async with engine.begin() as connection:
+        values = {"id": uuid4(), "label": "<b>", "host": '"><i>', "pid": 1, "names": ["<u>"]}
+        await connection.execute(insert(WorkerRow.__table__).values(**values))
+    text = (await ada.get("/workers")).text
+    assert "&lt;b&gt;" in text
+    assert not re.search("<b>|<i>|<u>", text)
+
+
+# --- changes ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_failed_job_is_retried_and_the_log_says_by_whom(ada, engine, caplog):
+    caplog.set_level(logging.INFO, logger="queue_kit.dashboard")
+    job_id = await add_job(engine, "email.send")
+    await fail(engine, job_id)
+    answer = await press(ada, f"/jobs/{job_id}", f"/jobs/{job_id}/retry")
+    assert (answer.status_code, answer.headers["location"]) == (303, f"../{job_id}?notice=retried")
+    assert (await row_of(engine, job_id)).state == JobState.ready
+    assert "queued again, with all its tries" in (await ada.get(f"/jobs/{job_id}?notice=retried")).text
+    (line,) = [record for record in caplog.records if record.name == "queue_kit.dashboard"]
+    assert line.message == f"retry by ada: job_id={job_id} result=retried"
+    assert (line.who, line.action, line.job_id) == ("ada", "retry", job_id)
+
+
+async def test_a_scheduled_job_is_run_and_cancelled(ada, engine):
+    job_id = await add_job(engine, "email.send", delay=3_600)
+    assert (await press(ada, f"/jobs/{job_id}", f"/jobs/{job_id}/run")).headers["location"].endswith("notice=run")
+    assert (await row_of(engine, job_id)).state == JobState.ready
+    assert (await press(ada, f"/jobs/{job_id}", f"/jobs/{job_id}/cancel")).headers["location"].endswith("=cancelled")
+    assert (await row_of(engine, job_id)).state == JobState.cancelled
+
+
+async def test_a_change_that_comes_too_late_says_why(ada, engine):
+    first = await add_job(engine, "email.send", unique_key="k")
+    await fail(engine, first)
+    second = await add_job(engine, "email.send", unique_key="k")
+    answer = await press(ada, f"/jobs/{first}", f"/jobs/{first}/retry")
+    assert answer.status_code == 409
+    assert f"its unique key is held by job {second}" in answer.text
+    for path in ("/jobs/999/retry", "/jobs/abc/retry", f"/jobs/{first}/explode", "/cron/explode"):
+        assert (await press(ada, f"/jobs/{first}", path)).status_code == 404
+
+
+async def test_picked_jobs_are_changed_together(ada, engine):
+    ids = [await add_job(engine, "email.send") for _ in range(3)]
+    for job_id in ids:
+        await fail(engine, job_id)
+    answer = await press(ada, "/jobs?state=failed", "/jobs/change", id=ids[:2], action="retry", state="failed")
+    assert answer.headers["location"] == "../jobs?state=failed&notice=many_retried&count=2"
+    assert [(await row_of(engine, job_id)).state for job_id in ids] == ["ready", "ready", "failed"]
+    assert "2 jobs queued again." in (await ada.get("/jobs?notice=many_retried&count=2")).text
+    assert (await press(ada, "/jobs", "/jobs/change", id=ids, action="explode")).status_code == 400
+    assert (await press(ada, "/jobs", "/jobs/change", action="retry")).status_code == 400  # all jobs are never meant
+
+
+async def test_all_jobs_of_one_error_are_retried_after_a_look(ada, engine):
+    timeouts = [await add_job(engine, "email.send") for _ in range(3)]
+    for job_id in timeouts:
+        await fail(engine, job_id, "TimeoutError", "no answer within 10 s")
+    other = await add_job(engine, "email.send")
+    await fail(engine, other)
+    overview = (await ada.get("/")).text
+    link = re.search(r'href="\./(jobs/confirm\?[^"]*TimeoutError[^"]*)"', overview)
+    assert link
+    path = "/" + link[1].replace("&amp;", "&")
+    page = (await ada.get(path)).text
+    assert "Retry 3 jobs?" in page
+    form = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', page))
+    answer = await ada.post("/jobs/change", data=form, headers=SAME_SITE)
+    assert "count=3" in answer.headers["location"]
+    assert [(await row_of(engine, job_id)).state for job_id in timeouts] == ["ready"] * 3
+    assert (await row_of(engine, other)).state == JobState.failed
+
+
+async def test_cron_entries_are_run_paused_and_resumed(ada, engine):
+    name = "report/daily & <more>"
+    await register_cron_jobs(engine, [CronJob(name, "0 6 * * *")])
+    for action, paused in (("pause", True), ("resume", False)):
+        assert (await press(ada, "/cron", f"/cron/{action}", name=name)).status_code == 303
+        assert (await list_cron_jobs(engine))[0].paused is paused
+    assert (await press(ada, "/cron", "/cron/run", name=name)).status_code == 303
+    (entry,) = await list_cron_jobs(engine)
+    assert entry.job_id is not None
+    row = await get_job(engine, entry.job_id)
+    assert row is not None
+    assert row.state == JobState.ready
+    await pause_cron_job(engine, name)
+    assert "paused" in (await ada.get("/cron")).text
+    assert (await press(ada, "/cron", "/cron/run", name="nobody")).status_code == 404
+
+
+async def test_a_notice_cannot_be_put_into_an_address(ada):
+    text = (await ada.get("/?notice=Call+0900+now&count=<b>")).text
+    assert "0900" not in text
+    assert '<p class="notice"' not in text
+
+
+# --- where it stands --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("frame", [FastAPI, Starlette])
+async def test_it_works_under_any_prefix(engine, frame):
+    job_id = await add_job(engine, "email.send")
+    app = frame()
+    app.router.routes.append(Mount("/admin/queue", dashboard(engine, authorize=lambda _: Access("ada", act=True))))
+    async with visiting(app, follow_redirects=True) as ada:
+        for path in PATHS:
+            text = (await ada.get(f"/admin/queue{path}")).text
+            links = re.findall(r'(?:href|action|src)="([^"#]+)"', text)
+            assert links
+            assert not [link for link in links if link.startswith("/") or "//" in link], path
+        answer = await press(ada, f"/admin/queue/jobs/{job_id}", f"/admin/queue/jobs/{job_id}/cancel")
+        assert answer.url.path == f"/admin/queue/jobs/{job_id}"
+        assert "The job is cancelled." in answer.text
+        assert (await ada.get("/admin/queue")).url.path == "/admin/queue/"
+
+
+async def test_a_page_finds_its_files_whatever_its_address(ada):
+    for path, up in {
+        "/": "./",
+        "/jobs/1": "../",
+        "/a/b/c": "../../",
+        "/a%2Fb%2fc": "./",
+        "/jobs/..%2F..%2Fx": "../",
+    }.items():
+        assert f'src="{up}static/dashboard.js?' in (await ada.get(path)).text, path
+
+
+async def test_the_prefix_itself_leads_below_it(engine):
+    app = dashboard(engine, authorize=lambda _: Access("ada"))
+    scope: dict[str, Any] = {
+        "type": "http",
+        "method": "GET",
+        "path": "/a/queue",
+        "root_path": "/a/queue",
+        "headers": [],
+    }
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    await app(scope | {"query_string": b"", "scheme": "http", "server": ("x", 80)}, None, send)
+    assert sent[0]["status"] == 307
+    assert dict(sent[0]["headers"])[b"location"] == b"queue/"
+
+
+# --- the database -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_database_that_does_not_answer_is_a_page_and_a_line(caplog):
+    engine = create_async_engine("postgresql+asyncpg://nobody@127.0.0.1:1/none")
+    async with visiting(dashboard(engine, authorize=lambda _: Access("ada"))) as ada:
+        answer = await ada.get("/")
+    assert answer.status_code == 503
+    assert "The queue does not answer" in answer.text
+    assert "the database did not serve the dashboard" in caplog.text
+    await engine.dispose()
+
+
+async def test_a_page_cannot_write_and_its_statements_end(pg_engine):
+    pool = Pool(pg_engine)
+    async with pool.reading() as session:
+        assert (await session.execute(text("SHOW statement_timeout"))).scalar_one() == "5s"
+        with pytest.raises(DBAPIError, match="read-only transaction"):
+            await session.execute(text("DELETE FROM queue_kit_job"))
+    async with pool.writing() as session:
+        assert (await session.execute(text("SHOW statement_timeout"))).scalar_one() == "5s"
+
+
+async def test_the_pool_closes_with_the_engine(pg_engine):
+    async with visiting(dashboard(pg_engine, authorize=lambda _: Access("ada"))) as ada:
+        assert (await ada.get("/jobs")).status_code == 200
+    look = create_async_engine(pg_engine.url)
+    count = text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
+    async with look.connect() as connection:
+        assert (await connection.execute(count)).scalar_one() >= 1
+        await connection.rollback()
+        await pg_engine.dispose()
+
+        async def gone():
+            found = (await connection.execute(count)).scalar_one()
+            await connection.rollback()
+            return found == 0
+
+        await until(gone)
+    await look.dispose()
+
+
+async def test_an_unfit_sqlite_engine_is_refused(tmp_path):
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'x.db'}")
+    with pytest.raises(ConfigurationError, match="sqlite_engine"):
+        dashboard(engine, authorize=lambda _: None)

@@ -1,0 +1,118 @@
+"""Failed jobs by what went wrong."""
+
+import json
+from datetime import timedelta
+
+import pytest
+
+from queue_kit import Discard, FailureGroup, Handlers, QueueWorker, add_job, failure_groups, failures
+from queue_kit.failures import head_of
+from tests.database.clock import WAYS, reach
+from tests.database.running import job_in, raw
+from tests.support import change, move
+
+
+async def failed(engine, name="mail", *, error="ValueError", message="bad", seconds_ago=0.0):
+    """A job that failed so long ago."""
+    earlier = {"class": "OSError", "message": "an earlier try"}
+    job_id = await job_in(engine, "failed", name=name, errors=[earlier, {"class": error, "message": message}])
+    await move(engine, job_id, updated_at=-seconds_ago)
+    return job_id
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_jobs_of_one_cause_are_one_group_with_the_last_of_them(engine, way):
+    for number in range(3):
+        await failed(engine, message=f"order {number} of 'customer {number}' is unknown", seconds_ago=60 - number)
+    last = await failed(engine, message="order 9 of 'nobody' is unknown", seconds_ago=5)
+    other = await failed(engine, error="KeyError", message="order 9 of 'nobody' is unknown")
+    await failed(engine, name="pdf", message="order 9 of 'nobody' is unknown", seconds_ago=10)
+    await job_in(engine, "completed", errors=[{"class": "ValueError", "message": "order 1"}])
+    async with reach(engine, way) as db:
+        groups = await failure_groups(db)
+        assert groups[0].count == 4
+        assert (groups[0].name, groups[0].error_class) == ("mail", "ValueError")
+        assert groups[0].message == "order … of '…' is unknown"
+        assert groups[0].last_job_id == last
+        assert [group.count for group in groups] == [4, 1, 1]
+        assert groups[1].last_job_id == other
+        assert [group.name for group in await failure_groups(db, name="pdf")] == ["pdf"]
+        assert await failure_groups(db, limit=1) == groups[:1]
+        assert await failure_groups(db, name="nobody") == []
+    assert groups[1].last_failed_at - groups[0].last_failed_at > timedelta(seconds=3)
+
+
+async def test_what_workers_record_is_grouped(engine):
+    jobs = Handlers()
+
+    @jobs.handler("fails", max_retry_count=1)
+    async def fails(event, session, job):
+        if job.data["discard"]:
+            raise Discard("no such order")
+        raise LookupError(f"order {job.id} is gone\nsecond line {job.id}")
+
+    for discard in (True, False, True, False, False):
+        await add_job(engine, "fails", {"discard": discard})
+    await QueueWorker(engine, jobs).drain()
+    groups = await failure_groups(engine)
+    assert [(group.error_class, group.message, group.count) for group in groups] == [
+        ("LookupError", "order … is gone", 3),
+        ("Discard", "no such order", 2),
+    ]
+    assert isinstance(groups[0], FailureGroup)
+
+
+@pytest.mark.parametrize(
+    "errors", [None, [], {}, 7, "x", [None], [7], [{}], [{"class": 7, "message": {"a": 1}}]], ids=str
+)
+async def test_a_record_that_somebody_spoiled_is_a_group_of_its_own(engine, errors):
+    job_id = await job_in(engine, "failed")
+    await change(engine, job_id, errors=errors)
+    (group,) = await failure_groups(engine)
+    assert (group.name, group.count, group.last_job_id) == ("a", 1, job_id)
+
+
+async def test_text_that_is_no_json_spoils_nothing_on_sqlite(sqlite_path):
+    from queue_kit import sqlite_engine
+
+    engine = sqlite_engine(sqlite_path)
+    await job_in(engine, "failed")
+    await raw(engine, "UPDATE queue_kit_job SET errors = '[{'")
+    (group,) = await failure_groups(engine)
+    assert group.message == ""
+    await engine.dispose()
+
+
+async def test_only_so_many_of_the_last_failures_are_looked_at(engine, monkeypatch):
+    monkeypatch.setattr(failures, "NEWEST", 3)
+    for number in range(5):
+        await failed(engine, name=f"n{number}", seconds_ago=100 - number)
+    assert sorted(group.name for group in await failure_groups(engine)) == ["n2", "n3", "n4"]
+
+
+@pytest.mark.parametrize(
+    ("message", "head"),
+    [
+        ("timeout after 30.5 s", "timeout after … s"),
+        ("job 0b1f0e2a-9f5d-4b0e-8d57-7d1c3d0a7c11 at 0x7f3a is 12:30:01", "job … at … is …"),
+        ("no key 'a b' in \"the map\"", "no key '…' in \"…\""),
+        ("object deadbeef0123456789 deadbeefcafe", "object … deadbeefcafe"),
+        ("it's the user's", "it'…'s"),
+        ("\n\n  first\nsecond", "first"),
+        ("", ""),
+        ("x" * 300, "x" * 200),
+    ],
+)
+def test_a_head_leaves_out_what_differs_and_is_its_own_head(message, head):
+    assert head_of(message) == head
+    assert head_of(head) == head
+
+
+async def test_what_is_no_limit_or_name_is_refused(engine):
+    for limit in (0, 1_001, True, "1", None):
+        with pytest.raises(ValueError, match="limit is from 1 to 1000"):
+            await failure_groups(engine, limit=limit)
+    with pytest.raises(TypeError, match="name must be text"):
+        await failure_groups(engine, name=3)
+    with pytest.raises(TypeError, match="AsyncSession"):
+        await failure_groups(json)

@@ -1,0 +1,534 @@
+"""The commands of an operator, from an alert to the failing job, its error and another try; what a script reads, and
+what a hostile payload does not do to a terminal."""
+
+import asyncio
+import inspect
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from sqlalchemy import text, update
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from queue_kit import CronJob, Handlers, JobState, QueueWorker, _health, add_job, register_cron_jobs
+from queue_kit.cli import main
+from queue_kit.models import WORKERS
+from tests.conftest import sqlite_url
+from tests.database.clock import database_now, far, occurrence
+from tests.database.running import job_in, raw
+from tests.support import change, row_of, until
+
+VARIABLE = "QUEUE_KIT_DATABASE_URL"
+HOSTILE = "\x1b]0;owned\x07\x1b[2Jbad\r\u202etxt"
+
+
+@pytest.fixture
+def cli(database_url):
+    """Runs a command in this process, on the test's database."""
+
+    async def run(*arguments: str, status: int = 0, stdin: str | None = None) -> str:
+        result: Result = await asyncio.to_thread(
+            CliRunner().invoke, main, arguments, prog_name="queue-kit", env={VARIABLE: database_url}, input=stdin
+        )
+        assert result.exit_code == status, result.output
+        return result.output
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def vacuums_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the tests' server is set to: the table's own setting counts."""
+    words = str(_health._DEAD).replace("current_setting('autovacuum') = 'on'", "true")
+    monkeypatch.setattr(_health, "_DEAD", text(words))
+
+
+def process(*arguments: str, url: str, cwd: Path, **options: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "queue_kit", *arguments]
+    pipe = subprocess.PIPE
+    environment = {**os.environ, VARIABLE: url, "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True, **options
+    )
+
+
+def error(
+    kind: str = "ValueError", message: str = "order 7 is gone", traceback: str = "Traceback:\n  boom"
+) -> list[Any]:
+    return [{"at": "2026-05-01T12:00:00+00:00", "try": 2, "class": kind, "message": message, "traceback": traceback}]
+
+
+# --- from an alert to another try -------------------------------------------------------------------------------------
+
+
+async def test_an_operator_gets_from_the_alert_to_another_try(engine, database_url, tmp_path, cli):
+    jobs = Handlers()
+
+    @jobs.handler("email.send", max_retry_count=1)
+    async def send(event, session, job):
+        raise ConnectionRefusedError(f"mail server {job.id} refused")
+
+    for _ in range(3):
+        await add_job(engine, "email.send", {"to": "a@b.c"})
+    await QueueWorker(engine, jobs).drain()
+    said = await cli("insights")
+    assert "3 failed" in said
+    assert "no live worker runs" not in said
+    said = await cli("failures")
+    assert "3  email.send  ConnectionRefusedError  mail server … refused" in said
+    last = said.split()[-1]
+    shown = await cli("show", last)
+    assert f"job {last} email.send: failed" in shown
+    assert '"to": "a@b.c"' in shown
+    assert "raise ConnectionRefusedError" in shown
+    filters = ("--name", "email.send", "--error-class", "ConnectionRefusedError")
+    with process("retry", *filters, "--yes", url=database_url, cwd=tmp_path) as running:
+        output, errors = await asyncio.to_thread(running.communicate, timeout=60)
+    assert (running.returncode, output, errors) == (0, "3 jobs retried\n", "")
+    assert (await row_of(engine, int(last))).state is JobState.ready
+
+
+# --- add, jobs, show --------------------------------------------------------------------------------------------------
+
+
+async def test_a_job_is_added_from_arguments_or_from_stdin(engine, cli):
+    options = ("--priority", "1", "--delay", "60", "--unique-key", "k", "--timeout", "5", "--max-retry-count", "4")
+    job_id = int(await cli("add", "a", '{"x": [1, "é"]}', *options))
+    row = await row_of(engine, job_id)
+    assert (row.name, row.data, row.priority, row.unique_key) == ("a", {"x": [1, "é"]}, 1, "k")
+    assert (row.handler_timeout, row.max_retry_count, row.state) == (5.0, 4, JobState.scheduled)
+    assert "nothing was added" in await cli("add", "a", "--unique-key", "k")
+    assert json.loads(await cli("add", "a", "--unique-key", "k", "--json")) == {"id": None}
+    from_stdin = json.loads(await cli("add", "b", "-", "--json", stdin='{"y": 2}'))["id"]
+    assert (await row_of(engine, from_stdin)).data == {"y": 2}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "problem"),
+    [
+        (("a", "{no"), 2, "the payload is no JSON"),
+        (("a", "[" * 100_000), 2, "the payload is no JSON"),
+        (("", "{}"), 1, "name: must not be empty"),
+        (("a", "NaN"), 1, "data"),
+        (("a", "{}", "--priority", "-1"), 1, "priority: must be an integer from 0 to"),
+        (("a", "{}", "--delay", "nan"), 1, "delay"),
+    ],
+)
+async def test_a_job_that_cannot_be_is_explained(engine, cli, arguments, status, problem):
+    assert problem in await cli("add", *arguments, status=status)
+
+
+async def test_jobs_are_listed_by_filters_and_pages(engine, cli):
+    ids = [await job_in(engine, "failed", name="mail", errors=error()) for _ in range(3)]
+    await job_in(engine, "completed", name="mail", unique_key="order-7")
+    old = await job_in(engine, "failed", name="mail")
+    await change(engine, old, created_at=await database_now(engine) - timedelta(days=2))
+    first = await cli("jobs", "--state", "failed", "--since", "1d", "--limit", "2")
+    assert "ValueError: order 7 is gone" in first
+    assert f"more: --after {ids[1]}" in first
+    second = json.loads(await cli("jobs", "--state", "failed", "--limit", "2", "--after", str(ids[1]), "--json"))
+    assert [job["id"] for job in second] == [ids[0]]
+    assert second[0]["state"] == "failed"
+    assert second[0]["errors"][0]["class"] == "ValueError"
+    assert len(json.loads(await cli("jobs", "--until", "1d", "--json"))) == 1
+    assert [job["unique_key"] for job in json.loads(await cli("jobs", "--unique-key", "order-7", "--json"))] == [
+        "order-7"
+    ]
+    assert json.loads(await cli("jobs", "--cron", "nobody", "--json")) == []
+    assert (await cli("jobs", "--name", "nobody")).split()[:3] == ["ID", "STATE", "NAME"]
+    for wrong in ("yesterday", "5", "5w", "99999999999d"):
+        assert "neither a span like" in await cli("jobs", "--since", wrong, status=2)
+
+
+async def test_a_job_is_shown_whole_as_json_and_an_unknown_one_is_an_error(engine, cli):
+    job_id = await job_in(engine, "failed", errors=error(), handler_timeout=float("inf"), max_retry_count=3)
+    shown = json.loads(await cli("show", str(job_id), "--json"))
+    assert (shown["id"], shown["state"], shown["handler_timeout"]) == (job_id, "failed", "Infinity")
+    assert shown["errors"] == error()
+    assert shown["scheduled_at"].endswith("+00:00")
+    assert "there is no job with id 999" in await cli("show", "999", status=1)
+    assert "of 3" in await cli("show", str(job_id))
+
+
+async def test_what_others_wrote_reaches_no_terminal_with_its_control_characters(engine, cli):
+    job_id = await job_in(
+        engine,
+        "failed",
+        name=HOSTILE,
+        data={HOSTILE: HOSTILE},
+        errors=error(HOSTILE, HOSTILE, f"{HOSTILE}\n{HOSTILE}"),
+        cron_name=HOSTILE,
+        unique_key=HOSTILE,
+    )
+    await add_job(engine, HOSTILE)
+    await register_cron_jobs(engine, [CronJob(HOSTILE, far())])
+    commands = [["jobs"], ["show", str(job_id)], ["failures"], ["insights"], ["cron"], ["cron", "pause", HOSTILE]]
+    commands += [[*command, "--json"] for command in commands[:5]]
+    commands += [["retry", "--name", HOSTILE, "--yes"], ["cancel", "--name", HOSTILE, "--yes"]]
+    for command in commands:
+        said = await cli(*command)
+        assert said.replace("\n", "").isprintable(), command
+    assert "\\x1b]0;owned" in await cli("show", str(job_id))
+
+
+@pytest.mark.parametrize("errors", [7, {}, [None], ["x"], [{}], [{"class": 7, "traceback": [1]}]], ids=str)
+async def test_a_record_that_somebody_spoiled_is_still_shown(engine, cli, errors):
+    job_id = await job_in(engine, "failed")
+    await change(engine, job_id, errors=errors)
+    assert "failed" in await cli("show", str(job_id))
+    assert "failed" in await cli("jobs")
+
+
+# --- retry and cancel -------------------------------------------------------------------------------------------------
+
+
+async def test_jobs_are_changed_by_id_and_each_one_in_conflict_is_named(engine, cli):
+    failed = [await job_in(engine, "failed") for _ in range(2)]
+    ready = await add_job(engine, "a")
+    said = await cli("retry", str(failed[0]), str(ready), "999", status=1)
+    assert f"job {ready}: is ready; only failed and cancelled jobs can be retried" in said
+    assert "there is no job with id 999" in said
+    assert "1 job retried, 2 jobs skipped" in said
+    assert await cli("retry", str(failed[1])) == "1 job retried\n"
+    running, done = await job_in(engine, "running"), await job_in(engine, "completed")
+    said = await cli("cancel", str(ready), str(running), str(done), status=1)
+    assert f"job {done}: is completed already" in said
+    assert "1 job cancelled, 1 running job asked to end, 1 job skipped" in said
+    assert (await row_of(engine, running)).cancel_requested
+
+
+async def test_a_filter_counts_and_asks_first(engine, cli, monkeypatch):
+    for _ in range(3):
+        await job_in(engine, "failed", name="mail", errors=error())
+    assert "Say --yes: there is no terminal" in await cli("retry", "--name", "mail", status=2)
+    monkeypatch.setattr(
+        "queue_kit.cli.output.sys", type("Terminal", (), {"stdin": type("In", (), {"isatty": lambda: True})})
+    )
+    said = await cli("retry", "--name", "mail", "--limit", "2", status=1, stdin="n\n")
+    assert "retry 2 jobs of name mail (more than 2 fit; these first)?" in said
+    assert "Aborted!" in said
+    said = await cli("retry", "--message", "order 9 is gone", "--limit", "2", stdin="y\n")
+    assert "2 jobs retried: more fit, run it again" in said
+    assert await cli("retry", "--error-class", "KeyError") == "0 jobs retried\n"
+
+
+async def test_a_filter_changes_what_fits_and_tells_a_script(engine, cli):
+    await job_in(engine, "cancelled")
+    for state in ("scheduled", "ready", "running"):
+        await job_in(engine, state)
+    done = json.loads(await cli("cancel", "--name", "a", "--yes", "--json"))
+    assert done == {"changed": 3, "asked": 1, "skipped": 0, "more": False}
+    done = json.loads(await cli("retry", "--state", "cancelled", "--yes", "--json"))
+    assert done == {"changed": 3, "asked": 0, "skipped": 0, "more": False}
+    for command in (("retry",), ("cancel",), ("retry", "1", "--name", "a"), ("cancel", "1", "--state", "ready")):
+        assert "give either ids or a filter" in await cli(*command, status=2)
+
+
+# --- cron, failures, insights -----------------------------------------------------------------------------------------
+
+
+async def test_cron_entries_are_listed_paused_resumed_and_run(engine, cli):
+    await register_cron_jobs(engine, [CronJob("report.daily", far(), timezone="Europe/Amsterdam")])
+    assert "Europe/Amsterdam" in await cli("cron")
+    assert await cli("cron", "pause", "report.daily") == "report.daily is paused\n"
+    assert "paused" in await cli("cron")
+    assert json.loads(await cli("cron", "--json"))[0]["paused"] is True
+    assert await cli("cron", "resume", "report.daily") == "report.daily goes on\n"
+    job_id = int(await cli("cron", "run", "report.daily"))
+    assert (await occurrence(engine, "report.daily")).id == job_id
+    assert json.loads(await cli("cron", "run", "report.daily", "--json")) == {"id": job_id}
+    for command in ("pause", "resume", "run"):
+        assert "there is no cron job named 'nobody'" in await cli("cron", command, "nobody", status=1)
+
+
+async def test_failures_and_insights_tell_a_script(engine, cli):
+    await job_in(engine, "failed", name="mail", errors=error())
+    await add_job(engine, "pdf")
+    (group,) = json.loads(await cli("failures", "--json"))
+    assert (group["name"], group["error_class"], group["message"]) == ("mail", "ValueError", "order … is gone")
+    assert json.loads(await cli("failures", "--name", "pdf", "--json")) == []
+    overview = json.loads(await cli("insights", "--json"))
+    assert (overview["pending"], overview["failed"], overview["workers"]) == (1, 1, 0)
+    assert overview["unhandled_names"] == ["pdf"]
+    assert overview["by_name"]["mail"]["failed"] == 1
+    assert overview["by_name"]["pdf"]["oldest_due_seconds"] >= 0
+    assert "no live worker runs: pdf" in await cli("insights")
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+async def test_a_live_view_goes_on_until_it_is_interrupted(engine, database_url, tmp_path, as_json):
+    """Also through a time without a database, here: without its tables."""
+    await add_job(engine, "pdf")
+    arguments = ["insights", "--watch", "--interval", "0.1", *(["--json"] if as_json else [])]
+    with process(*arguments, url=database_url, cwd=tmp_path) as running:
+        assert running.stdout is not None
+        lines: list[str] = []
+
+        async def says(words: str) -> None:
+            while not lines or words not in lines[-1]:
+                lines.append(await asyncio.to_thread(running.stdout.readline))
+                assert lines[-1], lines
+
+        async with asyncio.timeout(50):
+            await says('"pending": 1' if as_json else "1 due")
+            await add_job(engine, "pdf")
+            await says('"pending": 2' if as_json else "2 due")
+            await raw(engine, "ALTER TABLE queue_kit_job RENAME TO away")
+            await says('"error"' if as_json else "no answer")
+            await raw(engine, "ALTER TABLE away RENAME TO queue_kit_job")
+            await says('"pending": 2' if as_json else "2 due")
+            running.send_signal(signal.SIGINT)
+            _, errors = await asyncio.to_thread(running.communicate, timeout=30)
+    assert (running.returncode, errors) == (0, "")
+
+
+def test_a_live_view_on_a_terminal_keeps_the_screen_up_to_date(sqlite_path, tmp_path):
+    """With rich; a pseudo-terminal is a terminal to it."""
+    pty = pytest.importorskip("pty")
+    pytest.importorskip("rich")
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "queue_kit", "insights", "--watch", "--interval", "0.1"]
+    environment = {**os.environ, VARIABLE: sqlite_url(sqlite_path), "TERM": "xterm", "COLUMNS": "120", "LINES": "30"}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdin=theirs, stdout=theirs, stderr=theirs
+    ) as running:
+        os.close(theirs)
+        seen = b""
+        while seen.count(b"0 due, 0 scheduled") < 2:
+            seen += os.read(ours, 4096)
+        running.send_signal(signal.SIGINT)
+        while True:  # until it has closed its side, or it would wait for a reader
+            try:
+                if not os.read(ours, 4096):
+                    break
+            except OSError:
+                break
+        assert running.wait(30) == 0
+    os.close(ours)
+    assert b"\x1b[?1049h" in seen  # the alternate screen, so that what stood there comes back
+
+
+# --- check ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_healthy_database_is_said_to_be(engine, cli):
+    said = await cli("check")
+    assert "BAD" not in said
+    assert "every index and trigger is there" in said
+    report = json.loads(await cli("check", "--json"))
+    assert report["ok"] is True
+    about = {finding["about"] for finding in report["findings"]}
+    assert about >= {"schema", "snapshots", "indexes"}
+    if engine.dialect.name == "postgresql":
+        assert about == {"schema", "server", "connections", "snapshots", "bloat", "indexes"}
+
+
+@pytest.mark.parametrize("index", ["queue_kit_job_ready", "queue_kit_job_failed_name"])
+async def test_a_missing_index_is_named(engine, cli, index):
+    await raw(engine, f"DROP INDEX {index}")
+    said = await cli("check", status=1)
+    assert f"BAD  {index} is missing, invalid or off" in said
+    assert json.loads(await cli("check", "--json", status=1))["ok"] is False
+
+
+async def test_an_invalid_index_and_a_trigger_that_is_off_are_named(pg_engine, postgres_url):
+    await raw(pg_engine, "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'queue_kit_job_cron'::regclass")
+    await raw(pg_engine, "ALTER TABLE queue_kit_job DISABLE TRIGGER queue_kit_job_place")
+    result = await checked(postgres_url)
+    assert result.exit_code == 1
+    assert "queue_kit_job_cron, queue_kit_job_place are missing, invalid or off" in result.output
+
+
+async def checked(url: str) -> Result:
+    return await asyncio.to_thread(CliRunner().invoke, main, ["check"], env={VARIABLE: url})
+
+
+async def test_an_old_transaction_is_named(pg_engine, postgres_url, monkeypatch):
+    monkeypatch.setattr(_health, "LONG_SNAPSHOT", 0.0)
+    async with pg_engine.connect() as user:
+        pid = await user.scalar(text("SELECT pg_backend_pid()"))
+        result = await checked(postgres_url)
+    assert result.exit_code == 1
+    assert f"connection {pid} of " in result.output
+    assert "(idle in transaction)" in result.output
+    assert (await checked(postgres_url)).exit_code == 0
+
+
+async def test_dead_rows_that_nobody_cleans_up_are_told(pg_engine, postgres_url, monkeypatch):
+    await raw(pg_engine, "ALTER TABLE queue_kit_job SET (autovacuum_enabled = false)")
+    said = await checked(postgres_url)
+    assert (said.exit_code, "autovacuum is off for it" in said.output) == (1, True)
+    await raw(pg_engine, "ALTER TABLE queue_kit_job RESET (autovacuum_enabled)")
+    assert (await checked(postgres_url)).exit_code == 0
+    monkeypatch.setattr(_health, "MANY_DEAD", -1)
+    said = await checked(postgres_url)
+    assert (said.exit_code, "was not vacuumed for ten minutes" in said.output) == (1, True)
+
+
+async def test_a_log_that_a_reader_holds_up_is_told(sqlite_path, monkeypatch):
+    monkeypatch.setattr(_health, "LONG_LOG", -1)
+    said = await checked(sqlite_url(sqlite_path))
+    assert (said.exit_code, "a process reads in one transaction for too long" in said.output) == (1, True)
+
+
+async def test_a_worker_is_alive_until_it_is_silent(engine, cli):
+    async def nothing(event, session, job):
+        """A handler that completes at once."""
+
+    host = socket.gethostname()
+    assert f"no worker of {host} said within 45 s" in await cli("check", "--worker", status=1)
+    async with QueueWorker(engine, {"a": nothing}, listen=False):
+        for which in ((), (host,), (f"{host}:{os.getpid()}",), (f"pid {os.getpid()}",)):
+            assert "that it is alive" in await cli("check", "--worker", *which)
+        for which in ("elsewhere", f"{host}:1"):
+            assert f"no worker of {which}" in await cli("check", "--worker", which, status=1)
+        await silence(engine)
+        assert "BAD" in await cli("check", "--worker", status=1)
+
+
+async def silence(engine: AsyncEngine) -> None:
+    silent = {"seen_at": await database_now(engine) - timedelta(seconds=60)}
+    async with engine.begin() as connection:
+        await connection.execute(update(WORKERS).values(silent))
+
+
+def test_a_database_that_does_not_answer_is_no_fault_of_the_worker():
+    url = "postgresql://u:geheim@127.0.0.1:1/x"  # pragma: allowlist secret
+    result = CliRunner().invoke(main, ["check", "--worker"], env={VARIABLE: url})
+    assert (result.exit_code, "so nobody knows" in result.output) == (0, True)
+    assert "geheim" not in result.output
+    assert CliRunner().invoke(main, ["check"], env={VARIABLE: url}).exit_code == 1
+
+
+# --- work -------------------------------------------------------------------------------------------------------------
+
+MODULE = """
+from queue_kit import Handlers
+
+jobs = Handlers()
+
+@jobs.handler("hello")
+async def hello(event, session, job):
+    event.log.info("hello from %s", job.data["who"])
+
+@jobs.handler("fails", max_retry_count=1)
+async def fails(event, session, job):
+    raise ValueError("as it should")
+
+def make():
+    return jobs
+"""
+
+
+@pytest.fixture
+def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory, with a module of handlers."""
+    (tmp_path / "hello_jobs.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "hello_jobs", raising=False)
+    return tmp_path
+
+
+async def test_handlers_become_a_worker_until_a_signal(app, engine, database_url):
+    job_id = await add_job(engine, "hello", {"who": "the test"})
+    other = await add_job(engine, "fails")
+
+    async def done() -> bool:
+        return (await row_of(engine, job_id)).is_complete
+
+    arguments = ["work", "hello_jobs:jobs", "--include", "hello", "--parallel-count", "3"]
+    with process(*arguments, url=database_url, cwd=app) as running:
+        try:
+            await until(done)
+        finally:
+            running.send_signal(signal.SIGTERM)
+            output, errors = await asyncio.to_thread(running.communicate, timeout=30)
+    assert (running.returncode, output) == (0, ""), errors
+    assert "hello from the test" in errors
+    assert (await row_of(engine, other)).state is JobState.ready
+
+
+async def test_draining_runs_what_is_due_and_leaves(app, engine, cli):
+    for _ in range(3):
+        await add_job(engine, "hello", {"who": "me"})
+    await add_job(engine, "fails")
+    assert "3 completed" in await cli("work", "hello_jobs:make", "--drain", "--exclude", "fails")
+    assert "1 failed" in await cli("work", "hello_jobs:jobs", "--drain")
+    assert "nothing was due" in await cli("work", "hello_jobs:jobs", "--drain")
+
+
+async def test_what_does_not_go_together_is_wrong_usage(app, engine, cli):
+    assert "names without a handler: nobody" in await cli("work", "hello_jobs:jobs", "--include", "nobody", status=1)
+    both = ("--include", "hello", "--exclude", "fails")
+    assert "not both" in await cli("work", "hello_jobs:jobs", *both, status=1)
+    without = await asyncio.to_thread(CliRunner().invoke, main, ["work", "hello_jobs:jobs"], env={VARIABLE: None})
+    assert (without.exit_code, "say on which database" in without.output) == (2, True)
+
+
+async def test_uvloop_is_used_when_it_is_there_and_named_when_it_is_not(app, engine, cli, monkeypatch):
+    await add_job(engine, "hello", {"who": "me"})
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    assert "--uvloop needs uvloop: pip install uvloop" in await cli("work", "hello_jobs:jobs", "--uvloop", status=2)
+    monkeypatch.delitem(sys.modules, "uvloop")
+    pytest.importorskip("uvloop")
+    assert "1 completed" in await cli("work", "hello_jobs:jobs", "--uvloop", "--drain")
+
+
+# --- the recipes ------------------------------------------------------------------------------------------------------
+
+RECIPES = (Path(__file__).resolve().parents[2] / "docs" / "cli.md").read_text()
+
+
+def recipe(language: str) -> str:
+    found = re.search(rf"```{language}\n(.*?)```", RECIPES, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def test_the_unit_is_one_that_systemd_takes(tmp_path):
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("there is no systemd-analyze here")
+    # The paths are the reader's; a unit is refused whose program is not there.
+    text = recipe("ini").replace("/srv/app/.venv/bin/queue-kit", sys.executable).replace("/srv/app", str(tmp_path))
+    unit = tmp_path / "worker.service"
+    unit.write_text(text.replace("User=app", "User=root"))
+    done = subprocess.run([analyze, "verify", unit], capture_output=True, text=True, timeout=60)
+    about_ours = [line for line in (done.stdout + done.stderr).splitlines() if "worker.service" in line]
+    assert about_ours == []
+
+
+def test_the_recipes_give_a_worker_the_time_to_stop(app):
+    given = re.findall(r"(?:TimeoutStopSec=|terminationGracePeriodSeconds: )(\d+)", RECIPES)
+    defaults = {name: each.default for name, each in inspect.signature(QueueWorker).parameters.items()}
+    assert len(given) == 2
+    assert all(int(seconds) > defaults["grace"] + defaults["cancel_grace"] for seconds in given)
+    commands = re.findall(r"queue-kit (\w+)", recipe("ini")) + re.findall(r'"queue-kit", "(\w+)"', RECIPES)
+    assert sorted(commands) == ["check", "check", "work", "work"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_is_told_how_to_complete(shell, tmp_path):
+    queue_kit = Path(sys.executable).with_name("queue-kit")
+    if not queue_kit.exists():
+        pytest.skip("the command is not installed beside the interpreter")
+    environment = {**os.environ, "_QUEUE_KIT_COMPLETE": f"{shell}_source"}
+    done = subprocess.run([queue_kit], env=environment, capture_output=True, text=True, timeout=60)
+    assert "_QUEUE_KIT_COMPLETE" in done.stdout
+
+
+def test_every_command_is_in_the_document():
+    assert set(re.findall(r"^\| (`.*?) \|", RECIPES, re.MULTILINE))
+    named = set(re.findall(r"`(?:queue-kit )?([a-z]+)[ `]", RECIPES))
+    assert set(main.commands) <= named
