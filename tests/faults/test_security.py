@@ -55,6 +55,7 @@ from queue_kit import (
     run_cron_job,
     throughput,
 )
+from queue_kit._health import examine
 from queue_kit.cli import main
 from queue_kit.dashboard import Access, dashboard
 from tests.conftest import Server
@@ -376,6 +377,7 @@ async def test_s7_each_role_does_its_work(roles, caplog):
     assert await list_workers(roles["read"]) == []
     assert len(await throughput(roles["read"])) == 60
     assert await raw(roles["read"], "SELECT sum(completed), sum(failed) FROM queue_kit_history") == [(3, 1)]
+    assert "indexes" in {finding.about for finding in await examine(roles["read"]) if finding.ok}
     await run_cron_job(roles["worker"], "tick")
     await pause_cron_job(roles["worker"], "tick")
     await resume_cron_job(roles["worker"], "tick")
