@@ -6,7 +6,7 @@ import asyncio
 from types import TracebackType
 
 A_MOMENT = 0.1
-"""Seconds by which the timer is late only when the loop was blocked; and in which what came meanwhile is read."""
+"""Seconds in which what came while the loop was blocked is read; a timer is as late as that only when it is blocked."""
 
 
 class Patience:
@@ -22,7 +22,7 @@ class Patience:
         self._loop = asyncio.get_running_loop()
         await self._timeout.__aenter__()
         if self._seconds is not None:
-            self._wait(self._seconds)
+            self._wait(self._seconds, last=False)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -31,13 +31,13 @@ class Patience:
             self._timer.cancel()
         await self._timeout.__aexit__(kind, error, trace)
 
-    def _wait(self, seconds: float) -> None:
+    def _wait(self, seconds: float, *, last: bool) -> None:
         due = self._loop.time() + seconds
-        self._timer = self._loop.call_at(due, self._over, due)
+        self._timer = self._loop.call_at(due, self._over, due, last)
 
-    def _over(self, due: float) -> None:
+    def _over(self, due: float, last: bool) -> None:  # noqa: FBT001 - call_at passes no keywords
         now = self._loop.time()
-        if now - due > A_MOMENT:
-            self._wait(A_MOMENT)
-        else:
+        if last and now - due < A_MOMENT:
             self._timeout.reschedule(now)
+        else:
+            self._wait(A_MOMENT, last=True)

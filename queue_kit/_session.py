@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 from uuid import UUID
 from weakref import WeakKeyDictionary
@@ -176,6 +177,7 @@ class HandlerSession:
     _held_since: float | None = None
     _entering = False
     _committing = False
+    _closing = False
     _ending: Callable[[Execute], None] | None = None
     _connection: Connection | None = None
     _statement_timeout: int | None = None
@@ -203,6 +205,8 @@ class HandlerSession:
         if not isinstance(sync, FencedSession):
             self._get_bind = sync.get_bind
             sync.get_bind = self.gated_bind  # type: ignore[method-assign]
+            for closing in ("close", "reset", "invalidate"):
+                setattr(sync, closing, partial(self._close, getattr(sync, closing)))
             _listen(sync)
 
     @property
@@ -239,10 +243,23 @@ class HandlerSession:
 
     async def rollback_and_close(self) -> None:
         """Undo what is not committed and give the connection back."""
+        self._closing = True
         try:
             await self.session.close()
         finally:
             self._release()
+
+    def _close(self, close: Callable[[], None]) -> None:
+        self.may_close()
+        close()
+
+    def may_close(self) -> None:
+        """Refuse to close the session for its handler: what it wrote would be lost, and the job completed without."""
+        if not self._closing:
+            raise InvalidRequestError(
+                "a handler's session is closed by its worker: leave out close() and `async with session`; commit() "
+                "keeps what is done so far, rollback() undoes it"
+            )
 
     @property
     def busy(self) -> bool:
@@ -395,12 +412,11 @@ class HandlerSession:
             return
         self._token.raise_if_aborted()
         if self._ending is not None:
+            self._limit_by_budget()
+            session.flush()  # or an error of what is flushed would pass for one of the ending's
             # On the connection itself, where a session has only one: the session's own execute takes 60 us more.
             connection = self._connection if isinstance(session, FencedSession) else None
-            execute = (session if connection is None else connection).execute
-            if self._statement_timeout is not None and self._statement_timeout < self._budget:
-                execute(_statements.limit_statements(), {"milliseconds": str(self._budget)})
-            self._ending(execute)
+            self._ending((session if connection is None else connection).execute)
         else:
             session.flush()  # or its statements would come after, and under the fence's budget
             if not (self._setting.embedded or self._setting.joined):
@@ -408,9 +424,17 @@ class HandlerSession:
             self.require(session.execute(_statements.checkpoint_one(), {**self._fence, "lease": self._setting.lease}))
         self._committing = True
 
+    def _limit_by_budget(self) -> None:
+        """Give the statements of the ending their own time: the handler's may be over."""
+        if self._statement_timeout is not None and self._statement_timeout < self._budget:
+            assert self._connection is not None
+            self._connection.execute(_statements.limit_statements(), {"milliseconds": str(self._budget)})
+
     def _time_left(self) -> int | None:
         """The milliseconds that a statement has which begins now; `None`: as many as the database gives it."""
         left = self._token.deadline
+        if left is not None and self._ending is not None:
+            left = max(left, settling_seconds(self._setting.lease))
         if left is None or self._setting.joined or left * 1000 >= min(self._setting.statement_timeout, LONGEST_TIMEOUT):
             return None
         return max(math.ceil(left * 1000), 1)  # 0 would be for ever
@@ -477,6 +501,21 @@ class FencedSession(Session):
         if (guard := _guard(self)) is not None:
             guard.enter()
         return super().get_bind(*args, **kw)
+
+    def close(self) -> None:
+        if (guard := _guard(self)) is not None:
+            guard.may_close()
+        super().close()
+
+    def reset(self) -> None:
+        if (guard := _guard(self)) is not None:
+            guard.may_close()
+        super().reset()
+
+    def invalidate(self) -> None:
+        if (guard := _guard(self)) is not None:
+            guard.may_close()
+        super().invalidate()
 
 
 def _guard(session: Session) -> HandlerSession | None:

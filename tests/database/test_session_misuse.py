@@ -102,6 +102,28 @@ async def test_autocommit_is_refused_where_nothing_would_check_the_lease(pg_engi
     assert pg_engine.pool.checkedout() == 0
 
 
+@pytest.mark.parametrize("factory", [None, async_sessionmaker], ids=["its own sessions", "a factory's"])
+@pytest.mark.parametrize("way", ["close", "reset", "invalidate", "async with"])
+async def test_a_handler_that_closes_its_session_is_told_so_and_loses_nothing_silently(engine, jobs, factory, way):
+    await make_effects(engine)
+
+    @jobs.handler("closes", max_retry_count=1)
+    async def closes(event, session, job):
+        await session.execute(ADD_EFFECT, {"job_id": job.id})
+        if way == "async with":
+            async with session:
+                pass
+        else:
+            await getattr(session, way)()
+
+    job_id = await add_job(engine, "closes")
+    counts = await QueueWorker(engine, jobs, session_factory=factory and factory(engine)).drain()
+    row = await row_of(engine, job_id)
+    assert (counts["failed"], row.errors[0]["class"]) == (1, "InvalidRequestError")
+    assert "closed by its worker" in row.errors[0]["message"]
+    assert await effects(engine) == []
+
+
 async def test_a_factory_that_gives_one_session_to_many_runs_is_refused(engine, jobs):
     scoped = async_scoped_session(async_sessionmaker(engine), scopefunc=asyncio.current_task)
     with pytest.raises(ConfigurationError, match="async_sessionmaker, not an async_scoped_session"):

@@ -4,6 +4,7 @@ statement, and a statement dies with its process."""
 
 import asyncio
 import math
+import time
 from typing import Any
 
 import asyncpg
@@ -212,6 +213,23 @@ async def test_what_settles_a_job_has_a_budget_of_its_own(pg_engine):
         await until(lambda: hook.settled)
     assert hook.verdicts == ["completed"]
     assert await effects(pg_engine) == [job_id]
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_what_a_late_handler_has_not_flushed_yet_has_the_budget_of_the_completion(pg_engine, begun):
+    """It has blocked the loop past its deadline, so nothing could abort it: it has completed."""
+
+    async def blocks(event: Any, session: AsyncSession, job: Any) -> None:
+        if begun:
+            await session.execute(text("SELECT 1"))
+        session.add_all(JobRow(name="other", data={"n": n}) for n in range(500))
+        while event.signal.deadline > 0:
+            time.sleep(0.01)
+
+    job_id = await add_job(pg_engine, "a", handler_timeout=0.3, max_retry_count=1)
+    counts = await QueueWorker(pg_engine, {"a": blocks}).drain()
+    assert (counts["completed"], (await row_of(pg_engine, job_id)).errors) == (1, None)
+    assert await count_jobs(pg_engine, JobRow.name == "other") == 500
 
 
 @pytest.mark.parametrize("delivered", [False, True])
