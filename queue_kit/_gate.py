@@ -5,7 +5,7 @@ import asyncio
 from weakref import WeakKeyDictionary
 
 from sqlalchemy.engine import Engine
-from sqlalchemy.pool import Pool, QueuePool
+from sqlalchemy.pool import Pool, QueuePool, StaticPool
 
 from queue_kit.errors import ConfigurationError
 
@@ -22,6 +22,11 @@ def gate_for(engine: Engine, parallel_count: int) -> tuple[asyncio.Semaphore, in
     """
     if engine.dialect.name == "sqlite":
         return _shared(engine.pool, 1), 1
+    if isinstance(engine.pool, StaticPool):
+        raise ConfigurationError(
+            "the engine has a StaticPool, one connection for all: its transactions would be in each other's; leave out "
+            "poolclass="
+        )
     bound = _pool_limit(engine.pool)
     if bound is None:
         return asyncio.Semaphore(parallel_count), None

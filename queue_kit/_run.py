@@ -60,7 +60,10 @@ def without_running(claimed: Claimed, limits: Limits) -> Outcome | None:
     if claimed.unreadable is not None:
         return _refused(claimed, f"the row cannot be read: {claimed.unreadable}")
     if _tries_before(claimed) >= limits.max_retry_count:
-        return _refused(claimed, f"lease lost {claimed.lost} times: each time its worker crashed, hung or was cut off")
+        return _refused(
+            claimed,
+            f"lease lost {claimed.lost} times: its worker crashed, hung or was cut off, or its ending was refused",
+        )
     return None
 
 

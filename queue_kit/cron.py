@@ -4,7 +4,7 @@
 settles the last one (`succeed`), and by the sweep where none is live (`mend`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -80,6 +80,8 @@ async def register_cron_jobs(db: Database, jobs: Sequence[CronJob]) -> CronPlan:
     ...     print(plan.added)
     """
     check_database(db)
+    if not isinstance(jobs, Iterable):
+        raise InvalidCron(f"register_cron_jobs takes a list of CronJob values, not {type(jobs).__name__}")
     wanted: dict[str, CronJob] = {}
     for job in jobs:
         if not isinstance(job, CronJob):

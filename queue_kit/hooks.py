@@ -7,7 +7,7 @@ raises is logged and swallowed, so watching never harms a job.
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -103,6 +103,8 @@ def check_hooks(hooks: Iterable[object]) -> None:
         found = [listener for method in _METHODS if (listener := _listener(hook, method)) is not None]
         if not found:
             raise ConfigurationError(f"a hook has any of the methods {', '.join(_METHODS)}; {hook!r} has none")
+        if isinstance(hook, type):
+            raise ConfigurationError(f"a hook is an object: give an instance, {hook.__name__}(...)")
         if any(map(inspect.iscoroutinefunction, found)):
             raise ConfigurationError(f"the methods of a hook are ordinary functions, but {hook!r} has an async one")
 
@@ -110,13 +112,13 @@ def check_hooks(hooks: Iterable[object]) -> None:
 def trace_context_for(job: NewJob[Any]) -> Mapping[str, Any] | None:
     """What the installed hooks want stored with a new job, merged."""
     context: dict[str, Any] = {}
-    for entry in tuple(_installed):
-        answer = _call(entry.hook, "on_enqueue", job)
+    for hook in _everybody():
+        answer = _call(hook, "on_enqueue", job)
         if isinstance(answer, Mapping):
             try:
                 context.update(check_payload(dict(answer)))
             except InvalidJob:
-                _logger.exception("hook %s.on_enqueue gave what cannot be stored", type(entry.hook).__name__)
+                _logger.exception("hook %s.on_enqueue gave what cannot be stored", type(hook).__name__)
     return context or None
 
 
@@ -124,8 +126,8 @@ def emit_enqueued(records: Iterable[Enqueued]) -> None:
     """Tell the installed hooks of jobs that were just inserted."""
     if _installed:
         for record in records:
-            for entry in tuple(_installed):
-                _call(entry.hook, "on_enqueued", record)
+            for hook in _everybody():
+                _call(hook, "on_enqueued", record)
 
 
 class Observers:
@@ -152,8 +154,17 @@ class Observers:
         self._emit("on_worker_state", record)
 
     def _emit(self, method: str, record: object) -> None:
-        for hook in (*self._hooks, *(entry.hook for entry in _installed)):
+        for hook in _everybody(*self._hooks):
             _call(hook, method, record)
+
+
+def _everybody(*own: object) -> Iterator[object]:
+    """Who is to be told: a worker's own hooks and the installed ones, each object once."""
+    told: list[object] = []
+    for hook in (*own, *(entry.hook for entry in _installed)):
+        if not any(hook is other for other in told):
+            told.append(hook)
+            yield hook
 
 
 def _listener(hook: object, method: str) -> object:

@@ -11,7 +11,7 @@ from uuid import UUID
 from queue_kit.errors import ConfigurationError
 from queue_kit.hooks import Enqueued, Settled, Started, WorkerState
 from queue_kit.job import Verdict
-from queue_kit.telemetry._labels import MOST_NAMES, OTHER, check_most_names
+from queue_kit.telemetry._labels import MOST_NAMES, OTHER, check_most_names, check_registry
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
@@ -55,6 +55,7 @@ class PrometheusMetrics:
         if isinstance(names, str):
             raise ConfigurationError(f"names is a Handlers or a list of names, not {names!r}")
         self._most_names = check_most_names(most_names)
+        check_registry(registry)
         try:
             self._jobs = _JobMetrics(registry, run_buckets, wait_buckets)
             self._workers = _WorkerMetrics(registry)

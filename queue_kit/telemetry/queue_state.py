@@ -22,7 +22,7 @@ from queue_kit._link import in_a_line
 from queue_kit.errors import ConfigurationError
 from queue_kit.job import Seconds
 from queue_kit.operate import Insights, NameInsights, queue_insights
-from queue_kit.telemetry._labels import MOST_NAMES, OTHER, check_most_names
+from queue_kit.telemetry._labels import MOST_NAMES, OTHER, check_most_names, check_registry
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry
@@ -55,7 +55,8 @@ class QueueStateMetrics(Collector):
     Inside `async with` a timer reads it; without, `await refresh()` before each scrape. A look takes one connection of
     `engine`'s pool, for at most `timeout` seconds on PostgreSQL; while the last one failed, only `queue_kit_queue_up`,
     0, is exported. Every process that has one reads the whole queue: combine them with `max`, not with `sum`. The names
-    with most jobs have series of their own, up to `most_names`. Raises `ConfigurationError` when `registry` has one.
+    with most jobs have series of their own, up to `most_names`. It is in `registry` from the start, and until the
+    `async with` ends. Raises `ConfigurationError` when `registry` has one.
 
     >>> from prometheus_client import CollectorRegistry
     >>> async def lifespan(app):
@@ -72,6 +73,8 @@ class QueueStateMetrics(Collector):
         timeout: Seconds = 5.0,
         most_names: int = MOST_NAMES,
     ) -> None:
+        if not isinstance(engine, AsyncEngine):
+            raise ConfigurationError(f"engine must be an AsyncEngine, not {type(engine).__name__}")
         self._engine = engine.execution_options(queue_kit_readonly=True)
         self._interval = _positive(interval, "interval")
         self._timeout = _positive(timeout, "timeout")
@@ -80,12 +83,21 @@ class QueueStateMetrics(Collector):
         self._earliest = -math.inf
         self._looking: asyncio.Task[None] | None = None
         self._timer: asyncio.Task[None] | None = None
+        self._registry = check_registry(registry)
+        self._registered = False
+        self._register()
+
+    def _register(self) -> None:
+        if self._registered:
+            return
         try:
-            registry.register(self)
+            self._registry.register(self)
         except ValueError as error:
             raise ConfigurationError(f"QueueStateMetrics cannot be registered, or is already: {error}") from error
+        self._registered = True
 
     async def __aenter__(self) -> Self:
+        self._register()
         if self._timer is None:
             self._timer = asyncio.create_task(self._keep_looking(), name="queue_kit: look at the queue now and then")
         return self
@@ -99,7 +111,10 @@ class QueueStateMetrics(Collector):
             self._timer = None
         if self._looking is not None:
             await asyncio.wait({self._looking})
-        self._seen = None  # old figures would pass for new ones
+        self._seen, self._earliest = None, -math.inf  # old figures would pass for new ones
+        if self._registered:
+            self._registered = False
+            self._registry.unregister(self)
 
     async def _keep_looking(self) -> None:
         while True:

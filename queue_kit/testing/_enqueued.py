@@ -5,6 +5,7 @@ from typing import Any, TypeVar, overload
 
 from queue_kit._database import Database
 from queue_kit.handlers import NamedHandler
+from queue_kit.job import check_payload
 from queue_kit.models import JobRow
 from queue_kit.operate import MAX_PAGE, list_jobs
 
@@ -21,13 +22,17 @@ async def enqueued(db: Database, job: NamedHandler[Any] | str | None = None, dat
     """The jobs that are not complete, oldest first: all of them, or those of a handler or a name, with this `data`.
 
     With a handler `data` is its whole payload; with a name it is JSON, of which an object matches when the job's data
-    has each of its items. Raises `InvalidJob` for data that the handler would not take.
+    has each of its items. Raises `InvalidJob` for data that the handler would not take, or that is no JSON.
 
     >>> async def test_sign_up(session):
     ...     await sign_up(session, "a@b.c")
     ...     assert not await enqueued(session, "invoice.send")
     """
     name = job.name if isinstance(job, NamedHandler) else job
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"job is a registered handler or a name, not {type(job).__name__}")
+    if not isinstance(job, NamedHandler) and data is not None:
+        check_payload(data)
     wanted = job.payload.encode(data) if isinstance(job, NamedHandler) and data is not None else data
     whole = isinstance(job, NamedHandler)
     waiting = [row for row in await _all(db, name) if not row.is_complete]

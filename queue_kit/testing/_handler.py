@@ -5,7 +5,7 @@ import json
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from queue_kit._deadlines import Deadlines
 from queue_kit._handler import Handler, HandlerFunction
@@ -45,6 +45,8 @@ async def run_handler(
     ...     with pytest.raises(Discard):
     ...         await run_handler(send_email, Email(to="nobody"))
     """
+    if isinstance(session, AsyncEngine | AsyncConnection):
+        raise TypeError(f"session is the AsyncSession that the handler gets, not an {type(session).__name__}")
     known = handler if isinstance(handler, Handler) else Handler(handler)
     name = known.name if isinstance(known, NamedHandler) else "queue_kit.testing"
     value: Any = {} if data is None else data

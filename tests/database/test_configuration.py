@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import NullPool, StaticPool
 
 from queue_kit import ConfigurationError, NewJob, QueueWorker, add_jobs, sqlite_engine
 from tests.conftest import engine_for
@@ -185,6 +185,13 @@ async def test_a_pool_too_small_to_share_is_refused_and_nothing_is_left(pg_engin
     async with pg_engine.connect() as connection:
         assert await connection.scalar(text("SELECT count(*) FROM queue_kit_worker")) == 0
     await pooled.dispose()
+
+
+async def test_a_pool_whose_connection_is_everybodys_is_refused(pg_engine):
+    shared = create_async_engine(pg_engine.url, poolclass=StaticPool)
+    with pytest.raises(ConfigurationError, match="StaticPool, one connection for all"):
+        await QueueWorker(shared, HANDLERS).start()
+    await shared.dispose()
 
 
 async def test_a_pool_smaller_than_parallel_count_is_noted_once_with_its_bound(pg_engine, caplog):

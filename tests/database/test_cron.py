@@ -197,6 +197,8 @@ async def test_an_invalid_list_changes_nothing(engine):
     with pytest.raises(InvalidCron) as duplicate:
         await register_cron_jobs(engine, [CronJob("new", far()), CronJob("twice", far()), CronJob("twice", far(2))])
     assert duplicate.value.name == "twice"
+    with pytest.raises(InvalidCron, match="a list of CronJob values, not CronJob"):
+        await register_cron_jobs(engine, CronJob("new", far()))
     with pytest.raises(InvalidCron):
         await register_cron_jobs(engine, [CronJob("new", far()), ("a", far())])
     with pytest.raises(InvalidCron) as impossible:

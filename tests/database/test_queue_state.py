@@ -201,3 +201,18 @@ async def test_what_cannot_be_is_refused(engine, registry):
     QueueStateMetrics(engine, registry)
     with pytest.raises(ConfigurationError, match="is already"):
         QueueStateMetrics(engine, registry)
+    with pytest.raises(ConfigurationError, match="AsyncEngine, not NoneType"):
+        QueueStateMetrics(None, registry)
+    with pytest.raises(ConfigurationError, match="CollectorRegistry, not str"):
+        QueueStateMetrics(engine, "registry")
+
+
+async def test_it_leaves_its_registry_in_the_end_so_that_an_application_may_start_again(engine, registry, value):
+    for _ in range(2):
+        async with QueueStateMetrics(engine, registry) as state:
+            await state.refresh()
+            assert value("up") == 1
+    async with state:
+        await state.refresh()
+        assert value("up") == 1
+    assert value("up") is None

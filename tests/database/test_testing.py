@@ -23,6 +23,7 @@ from queue_kit import (
     Discard,
     Event,
     Handlers,
+    InvalidJob,
     Job,
     JobRow,
     JobState,
@@ -509,6 +510,10 @@ async def test_enqueued_finds_by_name_and_data(session: AsyncSession) -> None:
         await assert_enqueued(session, "other", [1])
     with pytest.raises(AssertionError, match=r"^2 jobs are enqueued that would be 'email\.send'; there are:\n"):
         await assert_enqueued(session, send_email)
+    with pytest.raises(InvalidJob, match="Email is not JSON"):
+        await assert_enqueued(session, "email.send", Email("a@b.c"))
+    with pytest.raises(TypeError, match="a registered handler or a name, not function"):
+        await assert_enqueued(session, ids)  # type: ignore[call-overload]
 
 
 async def test_a_long_queue_is_read_whole_and_shown_in_part(connection: AsyncConnection) -> None:

@@ -105,7 +105,11 @@ class Async:
     async def on_settled(self, record): ...
 
 
-@pytest.mark.parametrize("hook", [object(), 5, Misspelt(), Async()], ids=["none", "no hook", "misspelt", "async"])
+@pytest.mark.parametrize(
+    "hook",
+    [object(), 5, Misspelt(), Async(), Misspelt, Hook],
+    ids=["none", "no hook", "misspelt", "async", "a", "class"],
+)
 def test_what_would_never_hear_anything_is_refused(hook):
     for take in (install_hooks, lambda hook: Observers([hook])):
         with pytest.raises(ConfigurationError, match="hook"):
@@ -124,19 +128,18 @@ class BrokenLookup:
         raise LookupError(name)
 
 
-@pytest.mark.parametrize("broken", [BrokenHook(), BrokenLookup()], ids=["raises", "has no attributes"])
-def test_what_a_hook_raises_is_logged_and_the_others_hear_all_the_same(install, caplog, broken):
+@pytest.mark.parametrize("kind", [BrokenHook, BrokenLookup], ids=["raises", "has no attributes"])
+def test_what_a_hook_raises_is_logged_and_the_others_hear_all_the_same(install, caplog, kind):
     heard = []
-    install(broken, Hook(heard, "installed"))
+    install(kind(), Hook(heard, "installed"))
     with caplog.at_level(logging.ERROR, "queue_kit.hooks"):
-        tell_everything(Observers([broken, Hook(heard, "own")]))
+        tell_everything(Observers([kind(), Hook(heard, "own")]))
         assert trace_context_for(NewJob("a")) is None
         emit_enqueued([ENQUEUED])
     assert [name for name, _ in heard] == ["own", "installed"] * 3 + ["installed"]
-    kind = type(broken).__name__
     methods = ["on_worker_state", "on_started", "on_settled"]
-    expected = [f"hook {kind}.{method} failed" for method in methods for _ in range(2)]
-    expected += [f"hook {kind}.on_enqueue failed", f"hook {kind}.on_enqueued failed"]
+    expected = [f"hook {kind.__name__}.{method} failed" for method in methods for _ in range(2)]
+    expected += [f"hook {kind.__name__}.{method} failed" for method in ("on_enqueue", "on_enqueued")]
     assert [record.getMessage() for record in caplog.records] == expected
     assert all(record.exc_info for record in caplog.records)
 
@@ -158,16 +161,23 @@ def test_uninstalling_twice_is_harmless_and_takes_away_nobody_else(install):
     assert [name for name, _ in heard] == ["stays"]
 
 
-def test_a_hook_that_is_installed_twice_hears_twice_until_one_is_taken_away(install):
+def test_a_hook_that_is_installed_twice_hears_once_until_both_are_taken_away(install):
     heard = []
     hook = Hook(heard)
-    uninstall = install(hook)
+    uninstalls = [install(hook), install(hook)]
+    for remaining in (2, 1, 0):
+        emit_enqueued([ENQUEUED])
+        assert len(heard) == 3 - max(remaining, 1)
+        if remaining:
+            uninstalls.pop()()
+
+
+def test_a_hook_that_is_installed_and_a_workers_own_hears_once(install):
+    heard = []
+    hook = Hook(heard)
     install(hook)
-    emit_enqueued([ENQUEUED])
-    assert len(heard) == 2
-    uninstall()
-    emit_enqueued([ENQUEUED])
-    assert len(heard) == 3
+    Observers([hook, hook]).settled(SETTLED)
+    assert len(heard) == 1
 
 
 def test_a_hook_may_take_itself_away_while_it_is_called(install):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel, field_validator
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from queue_kit import (
     ConfigurationError,
@@ -151,6 +152,15 @@ async def test_a_handler_that_refuses_to_end_fails_the_test(monkeypatch):
     with pytest.raises(AssertionError, match=r"'queue_kit\.testing' did not end 0\.02 s after"):
         await run_handler(Handler(handler, timeout=0.01))
     release.set()
+
+
+async def test_an_engine_is_no_session():
+    async def handler(event: Event, session: Any, job: Job) -> None: ...
+
+    engine = create_async_engine("sqlite+aiosqlite://")
+    with pytest.raises(TypeError, match="not an AsyncEngine"):
+        await run_handler(handler, session=engine)  # type: ignore[arg-type]
+    await engine.dispose()
 
 
 async def test_blocking_handlers_run_too():
