@@ -250,7 +250,6 @@ async def test_a_job_that_was_held_ahead_and_comes_back_late_waits_for_no_poll(p
     _, second, note = await add_jobs(
         pg_engine,
         [NewJob("refusing", priority=0, handler_timeout=0.02), NewJob("refusing", priority=1), NewJob("note")],
-        [NewJob("refusing", priority=0, handler_timeout=0.02), NewJob("refusing", priority=1), NewJob("note")],
     )
     options = {"lease": 1.5, "cancel_grace": 0.02, "poll_interval": 600, "listen": False, "hooks": [hook]}
     async with QueueWorker(pg_engine, jobs, max_retry_count=1, **options):
