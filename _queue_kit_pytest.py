@@ -40,7 +40,10 @@ def queue_kit_server(request: pytest.FixtureRequest) -> str | None:
 @pytest.fixture(scope="session")
 def queue_kit_prepare() -> Any:
     """Override it to return an async function of an engine, which makes the application's tables in the template."""
-    return None
+
+    async def nothing(_engine: Any) -> None: ...
+
+    return nothing
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ pytest-xdist, and other people's runs, never meet; all of them are dropped.
 """
 
 import asyncio
+import inspect
 import itertools
 import shutil
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
@@ -31,7 +32,7 @@ class Databases:
     """Makes databases that hold the queue's tables and, by `prepare`, the application's: on `server` (a URL; the
     database that it names is only connected to), or as files in `folder`."""
 
-    def __init__(self, server: str | None, folder: Path, prepare: Prepare | None) -> None:
+    def __init__(self, server: str | None, folder: Path, prepare: Prepare) -> None:
         self._server = None if server is None else _server_url(server)
         self._folder = folder
         self._prepare = prepare
@@ -74,11 +75,16 @@ class Databases:
             await self._administer(f"CREATE DATABASE {place}")
         engine = engine_for(self._url(place))
         await migrate.upgrade(engine)
-        if self._prepare is not None:
-            await self._prepare(engine)
+        await self._prepare_tables(engine)
         await engine.dispose()
         if self._server is not None:  # a database that somebody is connected to cannot be copied
             await self._administer(f"ALTER DATABASE {place} WITH ALLOW_CONNECTIONS false")
+
+    async def _prepare_tables(self, engine: AsyncEngine) -> None:
+        making = self._prepare(engine) if callable(self._prepare) else None
+        if not inspect.isawaitable(making):
+            raise ConfigurationError("the fixture queue_kit_prepare must return an async function of an engine")
+        await making
 
     async def _copy(self, place: str) -> None:
         template = self._place("template")

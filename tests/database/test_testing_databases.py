@@ -1,6 +1,7 @@
 """The databases that pytest's plugin hands out."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import make_url, text
@@ -73,5 +74,13 @@ async def test_a_template_that_cannot_be_made_is_removed(database: Server | Path
 )
 def test_a_server_that_cannot_serve_is_refused(server: str, problem: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=problem) as refused:
-        Databases(server, tmp_path, None)
+        Databases(server, tmp_path, make_table)
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("prepare", [None, lambda engine: None], ids=["a forgotten return", "not async"])
+def test_what_cannot_prepare_a_template_is_refused(tmp_path: Path, prepare: Any) -> None:
+    databases = Databases(None, tmp_path, prepare)
+    with pytest.raises(ConfigurationError, match="queue_kit_prepare must return an async function"), databases.open():
+        pass
+    assert list(tmp_path.iterdir()) == []
