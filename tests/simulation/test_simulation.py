@@ -10,8 +10,8 @@ import pytest
 from tests.simulation.mutants import MUTANTS, Mutant
 from tests.simulation.world import simulate
 
-SEEDS = 600
-CHUNK = 50
+SEEDS = 300
+CHUNK = 25
 
 MOST_SEEDS = 400
 """Within which a wrong core must be noticed."""
