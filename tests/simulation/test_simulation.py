@@ -11,7 +11,7 @@ from tests.simulation.mutants import MUTANTS, Mutant
 from tests.simulation.world import simulate
 
 SEEDS = 300
-CHUNK = 25
+CHUNK = 50
 
 MOST_SEEDS = 400
 """Within which a wrong core must be noticed."""
