@@ -64,14 +64,16 @@ class Pulse:
                         await self._moved.wait()
 
     async def _beat(self) -> float:
+        was_up = self._link.is_up
         try:
-            if not self._link.is_up:
+            if not was_up:
                 await self._check_in()  # a write: a standby answers reads
             seconds = await self.sweep()
         except Exception as error:  # noqa: BLE001 - no database error ends a worker
             self._link.failed(error)
             return self._link.backoff()
-        self._link.answered()
+        if not was_up:  # else the question may be older than trouble that others had meanwhile
+            self._link.answered()
         return seconds
 
     async def sweep(self) -> float:
