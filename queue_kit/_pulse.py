@@ -72,8 +72,10 @@ class Pulse:
         except Exception as error:  # noqa: BLE001 - no database error ends a worker
             self._link.failed(error)
             return self._link.backoff()
-        if not was_up:  # else the question may be older than trouble that others had meanwhile
+        if not was_up:
             self._link.answered()
+        elif not self._link.is_up:  # others had trouble meanwhile, and the question may be older than that
+            return self._link.backoff()
         return seconds
 
     async def sweep(self) -> float:
