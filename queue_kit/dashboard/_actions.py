@@ -13,7 +13,7 @@ from queue_kit.dashboard._access import access_of
 from queue_kit.dashboard._asking import id_of
 from queue_kit.dashboard._forms import form_of
 from queue_kit.dashboard._guard import audit
-from queue_kit.dashboard._many import Many, change_these
+from queue_kit.dashboard._many import CONFIRMED, Many, change_these
 from queue_kit.dashboard._pool import Pool
 from queue_kit.dashboard._render import see
 from queue_kit.errors import CronJobNotFound, InvalidCron, JobConflict, JobNotFound
@@ -45,7 +45,7 @@ class Actions:
         return see(f"../{job_id}", notice=notice)
 
     async def jobs(self, request: Request) -> Response:
-        """Retry or cancel many jobs: those that were picked, or all that fit."""
+        """Retry or cancel many jobs: those that were picked, or all that fit when the page before has asked."""
         form = {key: values[0] for key, values in form_of(request).items()}
         if "id" in form:
             action = form.get("action", "")
@@ -54,6 +54,8 @@ class Actions:
             async with self._pool.writing() as session:
                 change = await change_these(session, action, ids)
             back = {key: form.get(key) for key in ("state", "name")}
+        elif CONFIRMED not in form:
+            raise HTTPException(422, "No job was picked, so nothing was changed.")
         else:
             many = Many.asked(form)
             # Not the message: it may quote what the jobs carry.

@@ -13,6 +13,9 @@ from queue_kit.job import JobState
 
 ACTIONS = ("retry", "cancel")
 
+CONFIRMED = "confirmed"
+"""The field of the form that the confirming page has, and lists have not: there nothing picked is nothing meant."""
+
 
 @dataclass(frozen=True, slots=True)
 class Many:
@@ -35,8 +38,13 @@ class Many:
 
     @property
     def fields(self) -> dict[str, str]:
-        """This, as the fields of a form."""
+        """This, as the fields of a form or a line of the log."""
         return {key: value for key, value in asdict(self).items() if value is not None}
+
+    @property
+    def confirmed(self) -> dict[str, str]:
+        """The fields of the form that does it."""
+        return {**self.fields, CONFIRMED: "1"}
 
     async def change(self, session: AsyncSession, *, dry_run: bool = False) -> BulkChange:
         """Do it, or only look what it would do."""

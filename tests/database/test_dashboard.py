@@ -467,7 +467,20 @@ async def test_picked_jobs_are_changed_together(ada, engine):
     assert [(await row_of(engine, job_id)).state for job_id in ids] == ["ready", "ready", "failed"]
     assert "2 jobs queued again." in (await ada.get("/jobs?notice=many_retried&count=2")).text
     assert (await press(ada, "/jobs", "/jobs/change", id=ids, action="explode")).status_code == 400
-    assert (await press(ada, "/jobs", "/jobs/change", action="retry")).status_code == 400  # all jobs are never meant
+
+
+async def test_nothing_picked_changes_nothing(ada, engine):
+    """Also in a list that is filtered: only the confirming page means all that fit."""
+    ids = [await add_job(engine, "pdf.render") for _ in range(3)]
+    listed = "/jobs?state=ready&name=pdf.render"
+    fields = {"state": "ready", "name": "pdf.render", "action": "cancel"}
+    answer = await press(ada, listed, "/jobs/change", **fields)
+    assert answer.status_code == 422
+    assert "No job was picked, so nothing was changed." in answer.text
+    assert [(await row_of(engine, job_id)).state for job_id in ids] == ["ready"] * 3
+    assert (await press(ada, listed, "/jobs/change", confirmed="1", action="cancel")).status_code == 400  # nor are all
+    answer = await press(ada, listed, "/jobs/change", **fields, confirmed="1")
+    assert "count=3" in answer.headers["location"]
 
 
 async def test_all_jobs_of_one_error_are_retried_after_a_look(ada, engine):
