@@ -1,5 +1,6 @@
 """The changes that the dashboard makes. The guard has checked that they were meant; each leaves a line in the log."""
 
+import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -59,8 +60,8 @@ class Actions:
         else:
             many = Many.asked(form)
             # Not the message: it may quote what the jobs carry.
-            action, subject = many.action, {key: each for key, each in many.fields.items() if key != "message"}
-            del subject["action"]
+            action, subject = many.action, {"state": many.state, "job_name": many.name, "error_class": many.error_class}
+            subject = {key: each for key, each in subject.items() if each is not None}
             async with self._pool.writing() as session:
                 change = await many.change(session)
             back = {"state": many.state or "failed" if action == "retry" else many.state, "name": many.name}
@@ -118,4 +119,7 @@ def _record(request: Request, action: str, **subject: Any) -> None:
     access = access_of(request)
     assert access is not None
     who, said = printable(access.who), printable(" ".join(f"{key}={value}" for key, value in subject.items()))
-    audit.info("%s by %s: %s", action, who, said, extra={"who": who, "action": action, **subject})
+    try:
+        audit.info("%s by %s: %s", action, who, said, extra={"who": who, "action": action, **subject})
+    except Exception:  # noqa: BLE001 - an application's filter or handler; the change is committed, so that is said
+        traceback.print_exc()

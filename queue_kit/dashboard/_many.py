@@ -38,7 +38,7 @@ class Many:
 
     @property
     def fields(self) -> dict[str, str]:
-        """This, as the fields of a form or a line of the log."""
+        """This, as the fields of a form."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
     @property

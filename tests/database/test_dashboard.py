@@ -47,6 +47,12 @@ async def visiting(app: Any, base: str = BASE, **options: Any) -> AsyncIterator[
         yield visitor
 
 
+@pytest.fixture(autouse=True)
+def lines(caplog: pytest.LogCaptureFixture) -> None:
+    """Each change writes its line, as where INFO is logged."""
+    caplog.set_level(logging.INFO, logger="queue_kit.dashboard")
+
+
 @pytest.fixture
 async def ada(engine: AsyncEngine) -> AsyncIterator[httpx.AsyncClient]:
     """Somebody who may change things."""
@@ -483,7 +489,7 @@ async def test_nothing_picked_changes_nothing(ada, engine):
     assert "count=3" in answer.headers["location"]
 
 
-async def test_all_jobs_of_one_error_are_retried_after_a_look(ada, engine):
+async def test_all_jobs_of_one_error_are_retried_after_a_look(ada, engine, caplog):
     timeouts = [await add_job(engine, "email.send") for _ in range(3)]
     for job_id in timeouts:
         await fail(engine, job_id, "TimeoutError", "no answer within 10 s")
@@ -500,6 +506,25 @@ async def test_all_jobs_of_one_error_are_retried_after_a_look(ada, engine):
     assert "count=3" in answer.headers["location"]
     assert [(await row_of(engine, job_id)).state for job_id in timeouts] == ["ready"] * 3
     assert (await row_of(engine, other)).state == JobState.failed
+    (line,) = [record for record in caplog.records if record.name == "queue_kit.dashboard"]
+    assert line.message == "retry by ada: job_name=email.send error_class=TimeoutError changed=3 skipped=0"
+    assert (line.job_name, line.changed) == ("email.send", 3)
+
+
+async def test_a_log_that_fails_does_not_hide_that_the_change_was_made(ada, engine, capsys):
+    job_id = await add_job(engine, "email.send")
+
+    def broken(record):
+        raise RuntimeError("the log is full")
+
+    logger = logging.getLogger("queue_kit.dashboard")
+    logger.addFilter(broken)
+    try:
+        answer = await press(ada, f"/jobs/{job_id}", f"/jobs/{job_id}/cancel")
+    finally:
+        logger.removeFilter(broken)
+    assert answer.status_code == 303
+    assert "the log is full" in capsys.readouterr().err
 
 
 async def test_cron_entries_are_run_paused_and_resumed(ada, engine):
