@@ -138,6 +138,21 @@ async def test_what_authorize_gives_must_be_an_access(engine):
             await visitor.get("/")
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"who": 7}, "who must be text, .* not int: give str"),
+        ({"who": None}, "who must be text, .* not NoneType"),
+        ({"act": "no"}, "act must be True or False, not str"),
+        ({"act": None}, "act must be True or False, not NoneType"),
+        ({"payloads": 0}, "payloads must be True or False, not int"),
+    ],
+)
+def test_s1_an_access_says_clearly_who_and_what(given, says):
+    with pytest.raises(TypeError, match=says):
+        Access(**{"who": "ada", **given})
+
+
 async def test_s1_who_may_only_read_finds_no_button_and_no_way(engine, caplog):
     job_id = await add_job(engine, "email.send")
     await fail(engine, job_id)
