@@ -1,7 +1,8 @@
 """Puts the dashboard together: guard, routes, and the answers to what goes wrong."""
 
+import asyncio
 import logging
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -18,7 +19,7 @@ from queue_kit.dashboard._access import Authorize
 from queue_kit.dashboard._actions import Actions
 from queue_kit.dashboard._guard import Guard
 from queue_kit.dashboard._pages import Pages
-from queue_kit.dashboard._pool import Pool
+from queue_kit.dashboard._pool import CUT, Pool
 from queue_kit.dashboard._privacy import HIDDEN_KEYS, Privacy
 from queue_kit.dashboard._render import STATIC, Renderer
 from queue_kit.errors import ConfigurationError
@@ -74,16 +75,16 @@ def dashboard(
 
     app = Starlette(
         routes=[
-            Route("/", pages.overview),
-            Route("/jobs", pages.jobs),
-            Route("/jobs/confirm", pages.confirm),
+            Route("/", _in_time(pages.overview)),
+            Route("/jobs", _in_time(pages.jobs)),
+            Route("/jobs/confirm", _in_time(pages.confirm)),
             Route("/jobs/change", actions.jobs, methods=["POST"]),
-            Route("/jobs/{job_id}", pages.job),
+            Route("/jobs/{job_id}", _in_time(pages.job)),
             Route("/jobs/{job_id}/{action}", actions.job, methods=["POST"]),
-            Route("/names", pages.names),
-            Route("/cron", pages.cron),
+            Route("/names", _in_time(pages.names)),
+            Route("/cron", _in_time(pages.cron)),
             Route("/cron/{action}", actions.cron, methods=["POST"]),
-            Route("/workers", pages.workers),
+            Route("/workers", _in_time(pages.workers)),
             Mount("/static", _Files(directory=STATIC)),
         ],
         exception_handlers={
@@ -94,6 +95,16 @@ def dashboard(
     )
     app.router.redirect_slashes = False  # it would redirect to an absolute address, made of the Host header
     return Guard(app, authorize, renderer)
+
+
+def _in_time(page: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    """A page that reads several things, each in time, and is not late by their sum."""
+
+    async def answer(request: Request) -> Response:
+        async with asyncio.timeout(CUT):
+            return await page(request)
+
+    return answer
 
 
 class _Files(StaticFiles):

@@ -25,6 +25,9 @@ from queue_kit.errors import ConfigurationError
 
 ADDRESS = "127.0.0.1"
 
+GRACE = 2
+"""Seconds that pages have to end when the server does."""
+
 
 class Door:
     """Lets in who knows the key, by a name of this machine: another site's name that leads here is turned away."""
@@ -61,7 +64,14 @@ async def serve(engine: AsyncEngine, *, port: int, may_act: bool, announce: Call
         port = listening.getsockname()[1]
         app = Door(dashboard(engine, authorize=lambda _request: access), key, port)
         # No line for each request: it would show the key.
-        config = uvicorn.Config(app, access_log=False, log_level="warning", lifespan="off", server_header=False)
+        config = uvicorn.Config(
+            app,
+            access_log=False,
+            log_level="warning",
+            lifespan="off",
+            server_header=False,
+            timeout_graceful_shutdown=GRACE,
+        )
         announce(f"http://{ADDRESS}:{port}/{key}/")
         await _Server(config).serve(sockets=[listening])
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import re
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,7 +13,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from sqlalchemy import Engine, event, insert, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -30,9 +31,11 @@ from queue_kit import (
     pause_cron_job,
     register_cron_jobs,
 )
-from queue_kit.dashboard import Access, _pages, dashboard
+from queue_kit.dashboard import Access, _pages, _pool, dashboard
 from queue_kit.dashboard._pool import Pool
+from queue_kit.dashboard._shared import Shared
 from queue_kit.models import FAILED, JobRow, WorkerRow
+from tests.proxy import through_proxy
 from tests.support import change, row_of, until
 
 BASE = "http://queue.test"
@@ -626,6 +629,60 @@ async def test_a_database_that_does_not_answer_is_a_page_and_a_line(caplog):
     assert "The queue does not answer" in answer.text
     assert "the database did not serve the dashboard" in caplog.text
     await engine.dispose()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The times for which pages wait, so short that a test can."""
+    monkeypatch.setattr(_pool, "PATIENCE", 0.5)
+    monkeypatch.setattr(_pool, "CUT", 0.8)
+
+
+@pytest.mark.parametrize("way", ["stalled", "mute"])
+async def test_no_page_waits_for_a_database_that_is_silent(pg_engine, impatient, way):
+    """Neither on a connection that it had, nor on a new one; and when the database is back, so are the pages."""
+    async with (
+        through_proxy(pg_engine) as (proxy, engine),
+        visiting(dashboard(engine, authorize=lambda _: Access("ada", act=True))) as ada,
+    ):
+        job_id = await add_job(pg_engine, "email.send")
+        token = await token_on(ada, f"/jobs/{job_id}")
+        if way == "stalled":
+            proxy.stall()
+        else:
+            proxy.cut()
+            proxy.mute = True
+        began = time.monotonic()
+        async with asyncio.timeout(20):
+            pages = [ada.get(path) for path in (*PATHS, "/names", "/names", "/jobs")]
+            change = ada.post(f"/jobs/{job_id}/cancel", data={"token": token}, headers=SAME_SITE)
+            answers = await asyncio.gather(change, *pages)
+        assert {answer.status_code for answer in answers} <= {200, 503}, way
+        assert 503 in {answer.status_code for answer in answers}
+        assert time.monotonic() - began < 10  # a minute, and longer, without the limits
+        proxy.mute = False
+        proxy.cut()
+
+        async def back():
+            return (await ada.get("/names")).status_code == 200
+
+        await until(back)
+
+
+async def test_those_who_wait_for_one_thing_are_told_together(pg_engine, impatient):
+    pool, reads = Pool(pg_engine), []
+
+    async def once() -> None:
+        async with pool.reading() as session:
+            reads.append(session)
+            await session.execute(text("SELECT 1 FROM queue_kit_job"))
+
+    shared = Shared(once)
+    async with pg_engine.begin() as connection:
+        await connection.execute(text("LOCK TABLE queue_kit_job IN ACCESS EXCLUSIVE MODE"))
+        failures = await asyncio.gather(*(shared.get() for _ in range(6)), return_exceptions=True)
+    assert len(reads) == 1
+    assert all(isinstance(failure, SQLAlchemyError) for failure in failures)
 
 
 async def test_a_page_cannot_write_and_its_statements_end(pg_engine):
