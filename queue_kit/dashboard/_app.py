@@ -21,6 +21,7 @@ from queue_kit.dashboard._guard import Guard
 from queue_kit.dashboard._pages import Pages
 from queue_kit.dashboard._pool import CUT, Pool
 from queue_kit.dashboard._privacy import HIDDEN_KEYS, Privacy
+from queue_kit.dashboard._reading import UNREADABLE
 from queue_kit.dashboard._render import STATIC, Renderer
 from queue_kit.errors import ConfigurationError
 
@@ -73,6 +74,11 @@ def dashboard(
         )
         return renderer.refusal(request, HTTPException(503, detail))
 
+    async def unreadable(request: Request, error: Exception) -> Response:
+        _logger.error("the dashboard cannot read what the database gave", exc_info=error)
+        detail = "A row of the queue has something in it that cannot be read. The log says more."
+        return renderer.refusal(request, HTTPException(500, detail))
+
     app = Starlette(
         routes=[
             Route("/", _in_time(pages.overview)),
@@ -91,6 +97,7 @@ def dashboard(
             HTTPException: refused,
             SQLAlchemyError: unreachable,
             OSError: unreachable,  # TimeoutError is one
+            **dict.fromkeys(UNREADABLE, unreadable),
         },
     )
     app.router.redirect_slashes = False  # it would redirect to an absolute address, made of the Host header

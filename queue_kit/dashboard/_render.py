@@ -30,6 +30,7 @@ TITLES = {
     409: "It is too late for that",
     413: "Too large",
     415: "Not a form",
+    500: "This cannot be shown",
     503: "The queue does not answer",
 }
 

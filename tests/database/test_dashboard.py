@@ -383,7 +383,7 @@ async def test_a_list_reads_no_payloads(ada, engine):
         event.remove(Engine, "before_cursor_execute", remember)
     lists = [each for each in statements if "unique_key" in each and "FROM queue_kit_job" in each]
     assert lists
-    assert not any("queue_kit_job.data" in each for each in lists)
+    assert not any(f"queue_kit_job.{unshown}" in each for each in lists for unshown in ("data", "trace_context"))
 
 
 async def test_a_job_is_shown_with_payload_and_errors(ada, engine):
@@ -436,6 +436,44 @@ async def test_rows_written_by_hand_are_shown(ada, engine):
         await change(engine, job_id, errors=errors, status=FAILED, trace_context=[1], data="just text")
         for path in (f"/jobs/{job_id}", "/jobs", "/"):
             assert (await ada.get(path)).status_code == 200
+
+
+DEEP = "[" * 3_000 + "]" * 3_000
+UNREADABLE = [
+    ("data", DEEP, "Cannot be read"),
+    ("data", "[" * 700 + "]" * 700, ""),
+    ("data", "1" * 6_000, "Cannot be read"),
+    ("errors", DEEP, "What failed cannot be read"),
+    ("trace_context", DEEP, ""),
+    ("scheduled_at", "12000-01-01", ""),
+]
+
+
+async def test_a_row_that_cannot_be_read_is_so_for_itself_alone(ada, engine, caplog):
+    """What anybody may write who may insert a row by SQL."""
+    good = await add_job(engine, "email.send")
+    for column, value, says in UNREADABLE:
+        bad = await add_job(engine, "odd")
+        kind = "timestamptz" if column == "scheduled_at" else "json"
+        given = f"CAST(CAST(:value AS text) AS {kind})" if engine.dialect.name == "postgresql" else ":value"
+        async with engine.begin() as connection:
+            update = text(f"UPDATE queue_kit_job SET {column} = {given} WHERE id = :id")
+            await connection.execute(update, {"value": value, "id": bad})
+        rows = (await ada.get("/jobs")).text
+        assert all(f'<tr data-key="{job_id}">' in rows for job_id in (good, bad))
+        assert ("unreadable" in rows) is (column in ("errors", "scheduled_at")), column
+        page = await ada.get(f"/jobs/{bad}")
+        if column == "scheduled_at":
+            assert (page.status_code, "cannot be read" in page.text, "<nav" in page.text) == (500, True, True)
+            assert "the dashboard cannot read what the database gave" in caplog.text
+        else:
+            assert (page.status_code, says in page.text) == (200, True), column
+        assert (await ada.get(f"/jobs?q={bad}")).status_code == 303
+        assert (await ada.get("/")).status_code == 200
+        answer = await press(ada, f"/jobs/{good}", "/jobs/change", id=[bad], action="cancel")
+        assert "count=1" in answer.headers["location"]
+        async with engine.begin() as connection:
+            await connection.execute(text("DELETE FROM queue_kit_job WHERE id = :id"), {"id": bad})
 
 
 async def test_a_worker_row_of_any_text_is_shown(ada, engine):
