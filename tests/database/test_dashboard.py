@@ -1,6 +1,7 @@
 """The dashboard without a browser: what it shows, what it changes, and whom it lets do so."""
 
 import asyncio
+import json
 import logging
 import re
 import time
@@ -32,7 +33,9 @@ from queue_kit import (
     register_cron_jobs,
 )
 from queue_kit.dashboard import Access, _pages, _pool, dashboard
+from queue_kit.dashboard._payload import MAX_SHOWN
 from queue_kit.dashboard._pool import Pool
+from queue_kit.dashboard._privacy import HIDDEN_KEYS, Privacy
 from queue_kit.dashboard._shared import Shared
 from queue_kit.models import FAILED, JobRow, WorkerRow
 from tests.proxy import through_proxy
@@ -406,6 +409,58 @@ async def test_a_job_is_shown_with_payload_and_errors(ada, engine):
     assert "[hidden]" in text
     for nobody in ("0", "999999", "9" * 30, "-1", "abc", "%00", "1.5", "\u0661"):
         assert (await ada.get(f"/jobs/{nobody}")).status_code == 404
+
+
+async def test_s8_keys_that_look_like_secrets_hide_their_values(ada, engine):
+    keys = ["pwd", "pass", "passcode", "auth", "bearer", "jwt", "otp", "pin", "pan", "session", "sessionid"]
+    keys += ["signature", "database_url", "api key", "API.KEY", "X-Signature", "db_pwd", "Access Key"]
+    data = {
+        "object": {key: f"{key} {SECRET}" for key in keys},
+        "pairs": [*([key, f"{key} {SECRET}"] for key in keys), ["to", "a@b.c"]],
+        "list": ["one", "two"],
+    }
+    text = (await ada.get(f"/jobs/{await add_job(engine, 'email.send', data)}")).text
+    assert re.findall(f"[^\n]*{SECRET}", text) == []
+    assert text.count("[hidden]") == 2 * len(keys)
+    assert all(each in text for each in ("a@b.c", "one", "two"))
+
+
+async def test_the_names_of_innocent_keys_are_no_secrets(ada, engine):
+    data = {"author": "ada", "pinned": "yes", "company": "shop", "passenger": "bob", "sessions": "three"}
+    text = (await ada.get(f"/jobs/{await add_job(engine, 'email.send', data)}")).text
+    assert all(each in text for each in ("ada", "yes", "shop", "bob", "three"))
+    assert "[hidden]" not in text
+
+
+async def test_a_page_is_bounded_whatever_a_job_carries(ada, engine):
+    many = {f"key{number}": number for number in range(50_000)} | {"last_key": SECRET}
+    errors = [{"class": f"E{number}!", "message": "m" * 10_000, "traceback": "t" * 200_000} for number in range(200)]
+    job_id = await add_job(engine, "email.send", many)
+    await change(engine, job_id, errors=errors)
+    text = (await ada.get(f"/jobs/{job_id}")).text
+    assert "Only the beginning is shown." in text
+    assert "E199!" in text
+    assert "E189!" not in text
+    assert len(text) < 2_000_000
+
+
+def test_what_is_not_shown_is_not_looked_through():
+    looked = []
+
+    class Noted(str):
+        __slots__ = ()
+
+        def lower(self) -> str:
+            looked.append(self)
+            return str(self).lower()
+
+    privacy = Privacy((), HIDDEN_KEYS)
+    data = {Noted(f"key{number}"): {"password": SECRET} for number in range(80_000)}
+    shown = json.dumps(privacy.redacted(data, MAX_SHOWN), indent=2)
+    whole = {key: {"password": "[hidden]"} for key in data}
+    assert len(looked) < 10_000
+    assert json.dumps(whole, indent=2)[:MAX_SHOWN] == shown[:MAX_SHOWN]
+    assert len(shown) > MAX_SHOWN
 
 
 async def test_s8_hidden_payloads_hide_what_errors_quote(engine):

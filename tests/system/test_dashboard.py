@@ -76,7 +76,12 @@ async def test_aiohttp(database_url: str, engine: Any, monkeypatch: pytest.Monke
         answer = await stranger.post(f"/queue/jobs/{job_id}/cancel", data=form, headers=SAME_SITE | ada)
         assert answer.url.path == f"/queue/jobs/{job_id}"
         assert "The job is cancelled." in await answer.text()
-        group = {"action": "retry", "name": "a&b", "error_class": "E", "message": "no … & = + %"}  # what links say of one
+        group = {
+            "action": "retry",
+            "name": "a&b",
+            "error_class": "E",
+            "message": "no … & = + %",
+        }  # what links say of one
         page = await (await stranger.get("/queue/jobs/confirm", params=group, headers=ada)).text()
         assert "<dd>no … &amp; = + %</dd>" in page
         assert "<dd>a&amp;b</dd>" in page
