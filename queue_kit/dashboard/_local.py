@@ -25,6 +25,8 @@ from queue_kit.errors import ConfigurationError
 
 ADDRESS = "127.0.0.1"
 
+HTTP_PORT = 80
+
 GRACE = 2
 """Seconds that pages have to end when the server does."""
 
@@ -35,7 +37,10 @@ class Door:
     def __init__(self, app: ASGIApp, key: str, port: int) -> None:
         self._app = app
         self._key = key.encode()
-        self._hosts = {f"{name}:{port}".encode() for name in (ADDRESS, "localhost")}
+        names = (ADDRESS, "localhost")
+        self._hosts = {f"{name}:{port}".encode() for name in names}
+        if port == HTTP_PORT:  # which clients do not say
+            self._hosts |= {name.encode() for name in names}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An ASGI application."""
