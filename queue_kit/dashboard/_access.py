@@ -56,6 +56,13 @@ def access_of(request: Request) -> Access | None:
     return access if isinstance(access, Access) else None
 
 
+def admitted(request: Request) -> Access:
+    """As what a request was let in; nothing is shown and nothing changed where it was not."""
+    access = access_of(request)
+    assert access is not None
+    return access
+
+
 def depth_of(request: Request) -> int:
     """How many levels below the dashboard's root the browser takes a page to be: to it, `%2F` is no slash."""
     raw, path = request.scope.get("raw_path") or b"", path_of(request)

@@ -2,6 +2,7 @@
 
 import traceback
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -10,12 +11,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from queue_kit.cron_jobs import pause_cron_job, resume_cron_job, run_cron_job
-from queue_kit.dashboard._access import access_of
-from queue_kit.dashboard._asking import id_of
+from queue_kit.dashboard._access import admitted
+from queue_kit.dashboard._asking import id_of, may_be
 from queue_kit.dashboard._forms import form_of
 from queue_kit.dashboard._guard import audit
 from queue_kit.dashboard._many import CONFIRMED, Many, change_these
 from queue_kit.dashboard._pool import Pool
+from queue_kit.dashboard._privacy import Privacy
 from queue_kit.dashboard._render import see
 from queue_kit.errors import CronJobNotFound, InvalidCron, JobConflict, JobNotFound
 from queue_kit.job import JobState, printable
@@ -25,8 +27,9 @@ from queue_kit.operate import cancel_job, retry_job, run_job_now
 class Actions:
     """Everything that is changed."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, privacy: Privacy) -> None:
         self._pool = pool
+        self._privacy = privacy
 
     async def job(self, request: Request) -> Response:
         """Retry, cancel or run one job."""
@@ -58,7 +61,7 @@ class Actions:
         elif CONFIRMED not in form:
             raise HTTPException(422, "No job was picked, so nothing was changed.")
         else:
-            many = Many.asked(form)
+            many = Many.asked(form, partial(self._privacy.hides, access=admitted(request)))
             # Not the message: it may quote what the jobs carry.
             action, subject = many.action, {"state": many.state, "job_name": many.name, "error_class": many.error_class}
             subject = {key: each for key, each in subject.items() if each is not None}
@@ -77,6 +80,8 @@ class Actions:
         if change is None:
             raise HTTPException(404, "There is no such action.")
         try:
+            if not may_be(name):
+                raise CronJobNotFound(name)
             async with self._pool.writing() as session:
                 await change[0](session, name)
         except CronJobNotFound:
@@ -116,9 +121,10 @@ _CRON_ACTIONS: dict[str, tuple[Callable[[AsyncSession, str], Awaitable[object]],
 
 def _record(request: Request, action: str, **subject: Any) -> None:
     """The line in the log: who did what to what. `extra` has the same in parts."""
-    access = access_of(request)
-    assert access is not None
-    who, said = printable(access.who), printable(" ".join(f"{key}={value}" for key, value in subject.items()))
+    who, said = (
+        printable(admitted(request).who),
+        printable(" ".join(f"{key}={value}" for key, value in subject.items())),
+    )
     try:
         audit.info("%s by %s: %s", action, who, said, extra={"who": who, "action": action, **subject})
     except Exception:  # noqa: BLE001 - an application's filter or handler; the change is committed, so that is said

@@ -59,7 +59,7 @@ def dashboard(
     renderer = Renderer(title)
     pool = Pool(engine)
     privacy = Privacy(hidden_names, hidden_keys)
-    pages, actions = Pages(pool, renderer, privacy), Actions(pool)
+    pages, actions = Pages(pool, renderer, privacy), Actions(pool, privacy)
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -12,7 +13,7 @@ from starlette.responses import Response
 from queue_kit import _statements
 from queue_kit._reach import MAX_ID
 from queue_kit.cron_jobs import list_cron_jobs
-from queue_kit.dashboard._access import access_of
+from queue_kit.dashboard._access import admitted
 from queue_kit.dashboard._asking import choice, id_of, words
 from queue_kit.dashboard._charts import runs_chart, times_chart
 from queue_kit.dashboard._concerns import concerns
@@ -167,16 +168,13 @@ class Pages:
 
     async def confirm(self, request: Request) -> Response:
         """What a change of many jobs would do, before it is done."""
-        many = Many.asked(request.query_params)
+        many = Many.asked(request.query_params, self._hides(request))
         async with self._pool.reading() as session:
             change = await many.change(session, dry_run=True)
-        is_hidden = self._hides(request)(many.name or "")
-        return self._renderer.page(request, "confirm.html", many=many, change=change, is_hidden=is_hidden)
+        return self._renderer.page(request, "confirm.html", many=many, change=change)
 
     def _hides(self, request: Request) -> Callable[[str], bool]:
-        access = access_of(request)
-        assert access is not None
-        return lambda name: self._privacy.hides(name, access)
+        return partial(self._privacy.hides, access=admitted(request))
 
 
 def _last_failure(row: JobRow | Unreadable, hides: Callable[[str], bool]) -> list[Failure]:

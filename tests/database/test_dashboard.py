@@ -33,6 +33,7 @@ from queue_kit import (
     register_cron_jobs,
 )
 from queue_kit.dashboard import Access, _pages, _pool, dashboard
+from queue_kit.dashboard._local import Door
 from queue_kit.dashboard._payload import MAX_SHOWN
 from queue_kit.dashboard._pool import Pool
 from queue_kit.dashboard._privacy import HIDDEN_KEYS, Privacy
@@ -136,6 +137,15 @@ async def test_authorize_is_asked_each_time_and_may_be_async_or_raise(engine):
         assert (answer.status_code, answer.headers["location"]) == (303, "/login")
         assert (await visitor.get("/jobs", headers={"login": "1"})).status_code == 200
     assert asked == ["/jobs", "/jobs"]
+
+
+async def test_authorize_may_refuse_in_its_own_way(engine):
+    def authorize(request):
+        raise HTTPException(440, "Your session is over.")
+
+    async with visiting(dashboard(engine, authorize=authorize)) as visitor:
+        answer = await visitor.get("/jobs")
+    assert (answer.status_code, "Your session is over." in answer.text) == (440, True)
 
 
 async def test_what_authorize_gives_must_be_an_access(engine):
@@ -259,6 +269,16 @@ async def test_s2_every_answer_has_the_headers(ada):
         assert headers["referrer-policy"] == "no-referrer"
         is_file = path == "/static/dashboard.js"
         assert ("immutable" if is_file else "no-store") in headers["cache-control"], path
+
+
+@pytest.mark.parametrize(("port", "status"), [(80, 200), (8_765, 404)])
+async def test_the_port_of_http_is_not_said_in_a_host(engine, port, status):
+    door = Door(dashboard(engine, authorize=lambda _: Access("ada")), "key", port)
+    for name in ("127.0.0.1", "localhost"):
+        async with visiting(door, f"http://{name}") as visitor:
+            assert (await visitor.get("/key/")).status_code == status
+            assert (await visitor.get("/key/", headers={"host": f"{name}:{port}"})).status_code == 200
+            assert (await visitor.get("/key/", headers={"host": "attacker.test"})).status_code == 404
 
 
 async def test_a_websocket_is_closed(engine):
@@ -493,6 +513,28 @@ async def test_rows_written_by_hand_are_shown(ada, engine):
             assert (await ada.get(path)).status_code == 200
 
 
+async def test_s8_nobody_guesses_what_is_hidden(engine):
+    job_id = await add_job(engine, "payment.capture")
+    await fail(engine, job_id, message=SECRET)
+    apps = [
+        dashboard(engine, authorize=lambda _: Access("ada", act=True), hidden_names=["payment.*"]),
+        dashboard(engine, authorize=lambda _: Access("ada", act=True, payloads=False)),
+    ]
+    for app in apps:
+        async with visiting(app) as ada:
+            for name, status in (("payment.capture", 403), ("", 400)):
+                fields = {"action": "retry", "name": name, "message": SECRET}
+                answers = [
+                    await ada.get("/jobs/confirm", params=fields),
+                    await press(ada, f"/jobs/{job_id}", "/jobs/change", **fields, confirmed="1"),
+                ]
+                assert [answer.status_code for answer in answers] == [status, status]
+            link = re.search(r'href="\./(jobs/confirm\?[^"]*)"', (await ada.get("/")).text)
+            assert link
+            assert "Retry 1 job?" in (await ada.get("/" + link[1].replace("&amp;", "&"))).text
+    assert (await row_of(engine, job_id)).state == JobState.failed
+
+
 DEEP = "[" * 3_000 + "]" * 3_000
 UNREADABLE = [
     ("data", DEEP, "Cannot be read"),
@@ -653,6 +695,19 @@ async def test_cron_entries_are_run_paused_and_resumed(ada, engine):
     await pause_cron_job(engine, name)
     assert "paused" in (await ada.get("/cron")).text
     assert (await press(ada, "/cron", "/cron/run", name="nobody")).status_code == 404
+
+
+@pytest.mark.parametrize("name", ["\0", "a\0b", " ", "x" * 201])
+async def test_a_name_that_can_be_none_finds_nothing(ada, engine, name):
+    job_id = await add_job(engine, "email.send", delay=60)
+    for action in ("cancel", "retry"):
+        answer = await ada.get("/jobs/confirm", params={"action": action, "name": name})
+        assert (answer.status_code, "No job fits any more" in answer.text) == (200, True)
+    on = f"/jobs/{job_id}"
+    assert (await press(ada, on, "/cron/run", name=name)).status_code == 404
+    answer = await press(ada, on, "/jobs/change", action="cancel", name=name, confirmed="1")
+    assert (answer.status_code, "count=0" in answer.headers["location"]) == (303, True)
+    assert (await ada.get("/jobs", params={"name": name, "q": name})).status_code == 200
 
 
 async def test_a_notice_cannot_be_put_into_an_address(ada):
