@@ -36,6 +36,8 @@ class Many:
             raise HTTPException(400, "There is no such action.")
         state = choice(given, "state", JobState.__members__) or None
         name, message = given.get("name") or None, given.get("message")
+        if action == "cancel" and (message is not None or "error_class" in given):
+            raise HTTPException(400, "Only failed jobs have an error to choose them by, and those cannot be cancelled.")
         if message is not None and name is None:
             raise HTTPException(400, "A message goes with the name of its jobs.")
         if message is not None and hides(str(name)):

@@ -232,7 +232,7 @@ async def test_s3_a_change_has_the_token_of_this_browser_and_person(engine):
     assert (await row_of(engine, job_id)).state == JobState.scheduled
 
 
-async def test_s3_only_a_post_of_a_form_changes_something(ada, engine):
+async def test_s3_only_a_post_of_a_form_changes_something(ada, engine, caplog):
     job_id = await add_job(engine, "email.send", delay=60)
     path = f"/jobs/{job_id}/cancel"
     token = await token_on(ada, f"/jobs/{job_id}")
@@ -243,6 +243,9 @@ async def test_s3_only_a_post_of_a_form_changes_something(ada, engine):
     assert (await ada.post(path, data={"token": token, "x": "x" * 70_000}, headers=SAME_SITE)).status_code == 413
     many = {f"x{number}": "1" for number in range(700)}
     assert (await ada.post(path, data={"token": token} | many, headers=SAME_SITE)).status_code == 400
+    refused = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(refused) == 4 + 3  # each but the GET
+    assert all(line.startswith(f"refused {path} to ada: ") for line in refused)
     assert (await row_of(engine, job_id)).state == JobState.scheduled
 
 
@@ -267,6 +270,7 @@ async def test_s2_every_answer_has_the_headers(ada):
         assert "unsafe" not in policy
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["referrer-policy"] == "no-referrer"
+        assert headers["cross-origin-opener-policy"] == "same-origin"
         is_file = path == "/static/dashboard.js"
         assert ("immutable" if is_file else "no-store") in headers["cache-control"], path
 
@@ -678,6 +682,17 @@ async def test_a_log_that_fails_does_not_hide_that_the_change_was_made(ada, engi
         logger.removeFilter(broken)
     assert answer.status_code == 303
     assert "the log is full" in capsys.readouterr().err
+
+
+async def test_what_is_asked_for_is_what_would_be_changed(ada, engine):
+    """A filter that the change would not heed is refused, or not offered."""
+    await fail(engine, await add_job(engine, "email.send", unique_key="k"))
+    answer = await ada.get("/jobs/confirm?action=cancel&state=running&error_class=")
+    assert (answer.status_code, "cannot be cancelled" in answer.text) == (400, True)
+    for query, offered in (("", True), ("&name=email.send", True), ("&age=hour", False), ("&q=k", False)):
+        text = (await ada.get(f"/jobs?state=failed{query}")).text
+        assert 'data-key="1"' in text
+        assert ("Retry all failed" in text) is offered, query
 
 
 async def test_cron_entries_are_run_paused_and_resumed(ada, engine):
