@@ -52,7 +52,10 @@ class Door:
             text = "Open the whole address that `queue-kit dashboard` printed: it ends with a key.\n"
             await PlainTextResponse(text, 404)(scope, receive, send)
             return
-        await self._app({**scope, "root_path": f"/{first}"}, receive, send)
+        try:
+            await self._app({**scope, "root_path": f"/{first}"}, receive, send)
+        except asyncio.CancelledError:  # the server ends, and nothing was sent: a page is whole when it is
+            await PlainTextResponse("The dashboard has ended.\n", 503)(scope, receive, send)
 
 
 async def serve(engine: AsyncEngine, *, port: int, may_act: bool, announce: Callable[[str], None]) -> None:
@@ -64,6 +67,7 @@ async def serve(engine: AsyncEngine, *, port: int, may_act: bool, announce: Call
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((ADDRESS, port))
+            listening.listen()  # from here on a browser may come
         except OSError as error:
             raise ConfigurationError(f"port {port} cannot be used ({error.strerror}); choose another one") from None
         port = listening.getsockname()[1]
