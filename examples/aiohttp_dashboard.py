@@ -62,7 +62,7 @@ def asgi_handler(app: AsgiApp, prefix: str) -> Callable[[web.Request], Awaitable
             "scheme": request.scheme,
             "path": request.path,
             "raw_path": request.raw_path.partition("?")[0].encode(),
-            "query_string": request.query_string.encode(),
+            "query_string": request.rel_url.raw_query_string.encode(),
             "root_path": prefix,
             "headers": [(name.lower(), value) for name, value in request.raw_headers],
             "server": None,

@@ -12,7 +12,8 @@ class Access:
     """What `authorize` gives to somebody whom it lets in.
 
     `who` names them in the audit log. `act` lets them retry, cancel, run and pause; without it they only read.
-    `payloads` shows them what jobs carry, and the texts of errors, which often quote it.
+    `payloads` shows them what jobs carry, and the texts of errors, which often quote it. Raises `TypeError` for a `who`
+    that is no text and a permission that is no bool.
 
     >>> from queue_kit.dashboard import Access
     >>> Access("ada", act=True).payloads
@@ -22,6 +23,19 @@ class Access:
     who: str
     act: bool = False
     payloads: bool = True
+
+    def __post_init__(self) -> None:
+        who: object = self.who
+        if not isinstance(who, str):
+            raise TypeError(
+                f"who must be text, which names them in the log, not {type(who).__name__}: give str(user.id)"
+            )
+        for field in ("act", "payloads"):
+            permission: object = getattr(self, field)
+            if not isinstance(permission, bool):
+                raise TypeError(
+                    f"{field} must be True or False, not {type(permission).__name__}: any text would be true"
+                )
 
 
 Authorize: TypeAlias = Callable[[Request], Access | None] | Callable[[Request], Awaitable[Access | None]]
@@ -40,6 +54,13 @@ def access_of(request: Request) -> Access | None:
     """As what a request was let in; `None` when it was not."""
     access = request.scope.get(_ACCESS)
     return access if isinstance(access, Access) else None
+
+
+def admitted(request: Request) -> Access:
+    """As what a request was let in; nothing is shown and nothing changed where it was not."""
+    access = access_of(request)
+    assert access is not None
+    return access
 
 
 def depth_of(request: Request) -> int:

@@ -1,6 +1,8 @@
 """The changes that the dashboard makes. The guard has checked that they were meant; each leaves a line in the log."""
 
+import traceback
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -9,12 +11,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from queue_kit.cron_jobs import pause_cron_job, resume_cron_job, run_cron_job
-from queue_kit.dashboard._access import access_of
-from queue_kit.dashboard._asking import id_of
+from queue_kit.dashboard._access import admitted
+from queue_kit.dashboard._asking import id_of, may_be
 from queue_kit.dashboard._forms import form_of
 from queue_kit.dashboard._guard import audit
-from queue_kit.dashboard._many import Many, change_these
+from queue_kit.dashboard._many import CONFIRMED, Many, change_these
 from queue_kit.dashboard._pool import Pool
+from queue_kit.dashboard._privacy import Privacy
 from queue_kit.dashboard._render import see
 from queue_kit.errors import CronJobNotFound, InvalidCron, JobConflict, JobNotFound
 from queue_kit.job import JobState, printable
@@ -24,8 +27,9 @@ from queue_kit.operate import cancel_job, retry_job, run_job_now
 class Actions:
     """Everything that is changed."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, privacy: Privacy) -> None:
         self._pool = pool
+        self._privacy = privacy
 
     async def job(self, request: Request) -> Response:
         """Retry, cancel or run one job."""
@@ -45,7 +49,7 @@ class Actions:
         return see(f"../{job_id}", notice=notice)
 
     async def jobs(self, request: Request) -> Response:
-        """Retry or cancel many jobs: those that were picked, or all that fit."""
+        """Retry or cancel many jobs: those that were picked, or all that fit when the page before has asked."""
         form = {key: values[0] for key, values in form_of(request).items()}
         if "id" in form:
             action = form.get("action", "")
@@ -54,11 +58,13 @@ class Actions:
             async with self._pool.writing() as session:
                 change = await change_these(session, action, ids)
             back = {key: form.get(key) for key in ("state", "name")}
+        elif CONFIRMED not in form:
+            raise HTTPException(422, "No job was picked, so nothing was changed.")
         else:
-            many = Many.asked(form)
+            many = Many.asked(form, partial(self._privacy.hides, access=admitted(request)))
             # Not the message: it may quote what the jobs carry.
-            action, subject = many.action, {key: each for key, each in many.fields.items() if key != "message"}
-            del subject["action"]
+            action, subject = many.action, {"state": many.state, "job_name": many.name, "error_class": many.error_class}
+            subject = {key: each for key, each in subject.items() if each is not None}
             async with self._pool.writing() as session:
                 change = await many.change(session)
             back = {"state": many.state or "failed" if action == "retry" else many.state, "name": many.name}
@@ -74,6 +80,8 @@ class Actions:
         if change is None:
             raise HTTPException(404, "There is no such action.")
         try:
+            if not may_be(name):
+                raise CronJobNotFound(name)
             async with self._pool.writing() as session:
                 await change[0](session, name)
         except CronJobNotFound:
@@ -113,7 +121,11 @@ _CRON_ACTIONS: dict[str, tuple[Callable[[AsyncSession, str], Awaitable[object]],
 
 def _record(request: Request, action: str, **subject: Any) -> None:
     """The line in the log: who did what to what. `extra` has the same in parts."""
-    access = access_of(request)
-    assert access is not None
-    who, said = printable(access.who), printable(" ".join(f"{key}={value}" for key, value in subject.items()))
-    audit.info("%s by %s: %s", action, who, said, extra={"who": who, "action": action, **subject})
+    who, said = (
+        printable(admitted(request).who),
+        printable(" ".join(f"{key}={value}" for key, value in subject.items())),
+    )
+    try:
+        audit.info("%s by %s: %s", action, who, said, extra={"who": who, "action": action, **subject})
+    except Exception:  # noqa: BLE001 - an application's filter or handler; the change is committed, so that is said
+        traceback.print_exc()

@@ -1,7 +1,8 @@
 """Puts the dashboard together: guard, routes, and the answers to what goes wrong."""
 
+import asyncio
 import logging
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -18,8 +19,9 @@ from queue_kit.dashboard._access import Authorize
 from queue_kit.dashboard._actions import Actions
 from queue_kit.dashboard._guard import Guard
 from queue_kit.dashboard._pages import Pages
-from queue_kit.dashboard._pool import Pool
+from queue_kit.dashboard._pool import CUT, Pool
 from queue_kit.dashboard._privacy import HIDDEN_KEYS, Privacy
+from queue_kit.dashboard._reading import UNREADABLE
 from queue_kit.dashboard._render import STATIC, Renderer
 from queue_kit.errors import ConfigurationError
 
@@ -57,7 +59,7 @@ def dashboard(
     renderer = Renderer(title)
     pool = Pool(engine)
     privacy = Privacy(hidden_names, hidden_keys)
-    pages, actions = Pages(pool, renderer, privacy), Actions(pool)
+    pages, actions = Pages(pool, renderer, privacy), Actions(pool, privacy)
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -72,28 +74,44 @@ def dashboard(
         )
         return renderer.refusal(request, HTTPException(503, detail))
 
+    async def unreadable(request: Request, error: Exception) -> Response:
+        _logger.error("the dashboard cannot read what the database gave", exc_info=error)
+        detail = "A row of the queue has something in it that cannot be read. The log says more."
+        return renderer.refusal(request, HTTPException(500, detail))
+
     app = Starlette(
         routes=[
-            Route("/", pages.overview),
-            Route("/jobs", pages.jobs),
-            Route("/jobs/confirm", pages.confirm),
+            Route("/", _in_time(pages.overview)),
+            Route("/jobs", _in_time(pages.jobs)),
+            Route("/jobs/confirm", _in_time(pages.confirm)),
             Route("/jobs/change", actions.jobs, methods=["POST"]),
-            Route("/jobs/{job_id}", pages.job),
+            Route("/jobs/{job_id}", _in_time(pages.job)),
             Route("/jobs/{job_id}/{action}", actions.job, methods=["POST"]),
-            Route("/names", pages.names),
-            Route("/cron", pages.cron),
+            Route("/names", _in_time(pages.names)),
+            Route("/cron", _in_time(pages.cron)),
             Route("/cron/{action}", actions.cron, methods=["POST"]),
-            Route("/workers", pages.workers),
+            Route("/workers", _in_time(pages.workers)),
             Mount("/static", _Files(directory=STATIC)),
         ],
         exception_handlers={
             HTTPException: refused,
             SQLAlchemyError: unreachable,
             OSError: unreachable,  # TimeoutError is one
+            **dict.fromkeys(UNREADABLE, unreadable),
         },
     )
     app.router.redirect_slashes = False  # it would redirect to an absolute address, made of the Host header
     return Guard(app, authorize, renderer)
+
+
+def _in_time(page: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    """A page that reads several things, each in time, and is not late by their sum."""
+
+    async def answer(request: Request) -> Response:
+        async with asyncio.timeout(CUT):
+            return await page(request)
+
+    return answer
 
 
 class _Files(StaticFiles):

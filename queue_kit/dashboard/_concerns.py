@@ -17,12 +17,15 @@ NAMED = 3
 
 @dataclass(frozen=True, slots=True)
 class Concern:
-    """A sentence, and the page (below the dashboard's root) that says more. A grave one needs somebody now."""
+    """A sentence, which `names` and `rest` may end, and the page (below the dashboard's root) that says more. A grave
+    one needs somebody now."""
 
     text: str
     link: str
     page: str
     is_grave: bool = False
+    names: tuple[str, ...] = ()
+    rest: str = ""
 
 
 def concerns(insights: Insights, worker_count: int, last_hour: Sequence[ThroughputPoint]) -> list[Concern]:
@@ -38,7 +41,7 @@ def _found(insights: Insights, worker_count: int, last_hour: Sequence[Throughput
     elif insights.unhandled_names:
         names = insights.unhandled_names
         more = f" and {number(len(names) - NAMED)} more" if len(names) > NAMED else ""
-        yield Concern(f"Jobs wait that no worker runs: {', '.join(names[:NAMED])}{more}.", "Names", "names")
+        yield Concern("Jobs wait that no worker runs:", "Names", "names", names=names[:NAMED], rest=f"{more}.")
     if insights.oldest_due_seconds is not None and insights.oldest_due_seconds >= LONG:
         waits = f"A job has been due for {span(insights.oldest_due_seconds)}."
         yield Concern(waits, "Jobs that wait", "jobs" + query({"state": "ready"}))

@@ -26,6 +26,7 @@ HEADERS = {
     b"x-content-type-options": b"nosniff",
     b"referrer-policy": b"no-referrer",
     b"cross-origin-resource-policy": b"same-origin",
+    b"cross-origin-opener-policy": b"same-origin",
     b"cache-control": b"no-store",
 }
 STATIC = "/static/"
@@ -79,21 +80,27 @@ class Guard:
             await self._admit_change(request, access)
 
     async def _admit_change(self, request: Request, access: Access) -> None:
-        if request.method != "POST":
-            raise HTTPException(405, "This address can only be read or posted to.", {"allow": "GET, HEAD, POST"})
-        if not access.act:
-            problem = "You may look at this dashboard, but change nothing."
-        elif not _forms.is_from_this_site(request):
-            problem = "Your browser says that this came from another site, so nothing was changed."
-        else:
-            form = await _forms.read_form(request)
-            if _forms.has_token(request, form):
-                _forms.accept(request, form)
-                return
-            problem = "This form is out of date, so nothing was changed. Reload the page and try again."
-        who, path = printable(access.who), printable(path_of(request))
-        audit.warning("refused %s to %s: %s", path, who, problem, extra={"who": who, "path": path})
-        raise HTTPException(403, problem)
+        try:
+            form = await _form_that_was_meant(request, access)
+        except HTTPException as refusal:
+            who, path = printable(access.who), printable(path_of(request))
+            audit.warning("refused %s to %s: %s", path, who, refusal.detail, extra={"who": who, "path": path})
+            raise
+        _forms.accept(request, form)
+
+
+async def _form_that_was_meant(request: Request, access: Access) -> _forms.Form:
+    if request.method != "POST":
+        raise HTTPException(405, "This address can only be read or posted to.", {"allow": "GET, HEAD, POST"})
+    if not access.act:
+        raise HTTPException(403, "You may look at this dashboard, but change nothing.")
+    if not _forms.is_from_this_site(request):
+        raise HTTPException(403, "Your browser says that this came from another site, so nothing was changed.")
+    form = await _forms.read_form(request)
+    if not _forms.has_token(request, form):
+        detail = "This form is out of date, so nothing was changed. Reload the page and try again."
+        raise HTTPException(403, detail)
+    return form
 
 
 def _below(request: Request) -> Response:

@@ -25,6 +25,11 @@ from queue_kit.errors import ConfigurationError
 
 ADDRESS = "127.0.0.1"
 
+HTTP_PORT = 80
+
+GRACE = 2
+"""Seconds that pages have to end when the server does."""
+
 
 class Door:
     """Lets in who knows the key, by a name of this machine: another site's name that leads here is turned away."""
@@ -32,7 +37,10 @@ class Door:
     def __init__(self, app: ASGIApp, key: str, port: int) -> None:
         self._app = app
         self._key = key.encode()
-        self._hosts = {f"{name}:{port}".encode() for name in (ADDRESS, "localhost")}
+        names = (ADDRESS, "localhost")
+        self._hosts = {f"{name}:{port}".encode() for name in names}
+        if port == HTTP_PORT:  # which clients do not say
+            self._hosts |= {name.encode() for name in names}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An ASGI application."""
@@ -44,7 +52,10 @@ class Door:
             text = "Open the whole address that `queue-kit dashboard` printed: it ends with a key.\n"
             await PlainTextResponse(text, 404)(scope, receive, send)
             return
-        await self._app({**scope, "root_path": f"/{first}"}, receive, send)
+        try:
+            await self._app({**scope, "root_path": f"/{first}"}, receive, send)
+        except asyncio.CancelledError:  # the server ends, and nothing was sent: a page is whole when it is
+            await PlainTextResponse("The dashboard has ended.\n", 503)(scope, receive, send)
 
 
 async def serve(engine: AsyncEngine, *, port: int, may_act: bool, announce: Callable[[str], None]) -> None:
@@ -56,12 +67,20 @@ async def serve(engine: AsyncEngine, *, port: int, may_act: bool, announce: Call
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((ADDRESS, port))
+            listening.listen()  # from here on a browser may come
         except OSError as error:
             raise ConfigurationError(f"port {port} cannot be used ({error.strerror}); choose another one") from None
         port = listening.getsockname()[1]
         app = Door(dashboard(engine, authorize=lambda _request: access), key, port)
         # No line for each request: it would show the key.
-        config = uvicorn.Config(app, access_log=False, log_level="warning", lifespan="off", server_header=False)
+        config = uvicorn.Config(
+            app,
+            access_log=False,
+            log_level="warning",
+            lifespan="off",
+            server_header=False,
+            timeout_graceful_shutdown=GRACE,
+        )
         announce(f"http://{ADDRESS}:{port}/{key}/")
         await _Server(config).serve(sockets=[listening])
 

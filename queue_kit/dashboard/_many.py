@@ -1,6 +1,6 @@
 """A change of many jobs at once, as a link or a form says it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -8,10 +8,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.exceptions import HTTPException
 
 from queue_kit.bulk import BulkChange, cancel_jobs, retry_jobs
-from queue_kit.dashboard._asking import choice
+from queue_kit.dashboard._asking import choice, may_be
 from queue_kit.job import JobState
 
 ACTIONS = ("retry", "cancel")
+
+CONFIRMED = "confirmed"
+"""The field of the form that the confirming page has, and lists have not: there nothing picked is nothing meant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,21 +28,36 @@ class Many:
     message: str | None = None
 
     @classmethod
-    def asked(cls, given: Mapping[str, str]) -> "Many":
-        """What a request says. Raises `HTTPException` for what is no such change."""
+    def asked(cls, given: Mapping[str, str], hides: Callable[[str], bool]) -> "Many":
+        """What a request says. Raises `HTTPException` for what is no such change, and for a message that would be a
+        guess: whether it fits tells what errors say to somebody who may not read them."""
         action = choice(given, "action", ACTIONS)
         if not action:
             raise HTTPException(400, "There is no such action.")
         state = choice(given, "state", JobState.__members__) or None
-        return cls(action, state, given.get("name") or None, given.get("error_class"), given.get("message"))
+        name, message = given.get("name") or None, given.get("message")
+        if action == "cancel" and (message is not None or "error_class" in given):
+            raise HTTPException(400, "Only failed jobs have an error to choose them by, and those cannot be cancelled.")
+        if message is not None and name is None:
+            raise HTTPException(400, "A message goes with the name of its jobs.")
+        if message is not None and hides(str(name)):
+            raise HTTPException(403, "The texts of these errors are hidden from you, so none can be asked for.")
+        return cls(action, state, name, given.get("error_class"), message)
 
     @property
     def fields(self) -> dict[str, str]:
         """This, as the fields of a form."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
+    @property
+    def confirmed(self) -> dict[str, str]:
+        """The fields of the form that does it."""
+        return {**self.fields, CONFIRMED: "1"}
+
     async def change(self, session: AsyncSession, *, dry_run: bool = False) -> BulkChange:
         """Do it, or only look what it would do."""
+        if self.name is not None and not may_be(self.name):
+            return BulkChange()
         filters: dict[str, Any] = {"name": self.name, "state": None if self.state is None else JobState(self.state)}
         try:
             if self.action == "cancel":

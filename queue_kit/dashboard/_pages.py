@@ -2,11 +2,10 @@
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, TypeVar
 
-from sqlalchemy import Select, event
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import ORMExecuteState, defer
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -14,14 +13,15 @@ from starlette.responses import Response
 from queue_kit import _statements
 from queue_kit._reach import MAX_ID
 from queue_kit.cron_jobs import list_cron_jobs
-from queue_kit.dashboard._access import access_of
+from queue_kit.dashboard._access import admitted
 from queue_kit.dashboard._asking import choice, id_of, words
 from queue_kit.dashboard._charts import runs_chart, times_chart
 from queue_kit.dashboard._concerns import concerns
 from queue_kit.dashboard._many import Many
-from queue_kit.dashboard._payload import failures_of, payload_of, trace_of
+from queue_kit.dashboard._payload import Failure, failures_of, payload_of, trace_of
 from queue_kit.dashboard._pool import Pool
 from queue_kit.dashboard._privacy import Privacy
+from queue_kit.dashboard._reading import Unreadable, in_parts, is_there, listed
 from queue_kit.dashboard._render import Renderer, see
 from queue_kit.dashboard._shared import Shared
 from queue_kit.failures import failure_groups
@@ -29,7 +29,7 @@ from queue_kit.fleet import list_workers
 from queue_kit.history import throughput, throughput_by_name
 from queue_kit.job import JobState
 from queue_kit.models import JobRow
-from queue_kit.operate import NameInsights, get_job, list_jobs, queue_insights
+from queue_kit.operate import NameInsights, queue_insights
 
 T = TypeVar("T")
 
@@ -118,26 +118,27 @@ class Pages:
         given = request.query_params
         state, age = choice(given, "state", JobState.__members__), choice(given, "age", AGES)
         name, looked_for, after = words(given, "name"), words(given, "q"), id_of(given.get("after", ""))
-        async with self._pool.reading() as session:
-            job_id = id_of(looked_for)
-            if job_id is not None and await get_job(session, job_id) is not None:
-                return see(f"jobs/{job_id}")
+        job_id, back_to = id_of(looked_for), 0
+        if job_id is not None and await is_there(self._pool.reading, job_id):
+            return see(f"jobs/{job_id}")
+        if name and state in ("", JobState.completed):
             # Nothing finds the finished jobs of a name but reading back through all of them.
-            back_to = await _far_enough(session, after) if name and state in ("", JobState.completed) else 0
-            _look_at(session, back_to)
-            rows = await list_jobs(
-                session,
-                state=JobState(state) if state else None,
-                name=name or None,
-                unique_key=looked_for or None,
-                created_after=datetime.now(UTC) - AGES[age] if age else None,
-                limit=PAGE + 1,
-                after=after,
-            )
+            async with self._pool.reading() as session:
+                back_to = await _far_enough(session, after)
+        rows = await listed(
+            self._pool.reading,
+            back_to=back_to,
+            state=JobState(state) if state else None,
+            name=name or None,
+            unique_key=looked_for or None,
+            created_after=datetime.now(UTC) - AGES[age] if age else None,
+            limit=PAGE + 1,
+            after=after,
+        )
         return self._renderer.page(
             request,
             "jobs.html",
-            rows=[(row, failures_of(row.errors, is_hidden=self._hides(request)(row.name))[:1]) for row in rows[:PAGE]],
+            rows=[(row, _last_failure(row, self._hides(request))) for row in rows[:PAGE]],
             older=rows[PAGE - 1].id if len(rows) > PAGE else None,
             back_to=back_to if len(rows) <= PAGE else 0,
             filters={"q": looked_for, "name": name, "state": state, "age": age},
@@ -148,10 +149,9 @@ class Pages:
     async def job(self, request: Request) -> Response:
         """One job."""
         job_id = id_of(request.path_params["job_id"])
-        row = None
+        row, data, errors, trace = None, None, None, None
         if job_id is not None:
-            async with self._pool.reading() as session:
-                row = await get_job(session, job_id)
+            row, data, errors, trace = await in_parts(self._pool.reading, job_id)
         if row is None:
             raise HTTPException(404, "There is no job with this id. Finished jobs are deleted after some days.")
         is_hidden = self._hides(request)(row.name)
@@ -161,23 +161,24 @@ class Pages:
             "job.html",
             job=row,
             worker=holder[0] if holder else row.worker_id,
-            payload=payload_of(row.data, self._privacy.redacted(row.data), is_hidden=is_hidden),
-            failures=failures_of(row.errors, is_hidden=is_hidden),
-            trace=trace_of(row.trace_context),
+            payload=payload_of(data, self._privacy.redacted, is_hidden=is_hidden),
+            failures=failures_of(errors, is_hidden=is_hidden),
+            trace=trace_of(trace),
         )
 
     async def confirm(self, request: Request) -> Response:
         """What a change of many jobs would do, before it is done."""
-        many = Many.asked(request.query_params)
+        many = Many.asked(request.query_params, self._hides(request))
         async with self._pool.reading() as session:
             change = await many.change(session, dry_run=True)
-        is_hidden = self._hides(request)(many.name or "")
-        return self._renderer.page(request, "confirm.html", many=many, change=change, is_hidden=is_hidden)
+        return self._renderer.page(request, "confirm.html", many=many, change=change)
 
     def _hides(self, request: Request) -> Callable[[str], bool]:
-        access = access_of(request)
-        assert access is not None
-        return lambda name: self._privacy.hides(name, access)
+        return partial(self._privacy.hides, access=admitted(request))
+
+
+def _last_failure(row: JobRow | Unreadable, hides: Callable[[str], bool]) -> list[Failure]:
+    return [] if isinstance(row, Unreadable) else failures_of(row.errors, is_hidden=hides(row.name))[:1]
 
 
 async def _far_enough(session: AsyncSession, after: int | None) -> int:
@@ -187,14 +188,3 @@ async def _far_enough(session: AsyncSession, after: int | None) -> int:
         return 0
     floor = (min(after or MAX_ID, int(last) + 1)) - LOOKED_BACK
     return floor if floor > first else 0
-
-
-def _look_at(session: AsyncSession, back_to: int) -> None:
-    """Let a list read no payloads, of which each may be a megabyte, and no jobs behind an id."""
-
-    def narrowed(execution: ORMExecuteState) -> None:
-        if isinstance(execution.statement, Select) and execution.is_orm_statement:
-            leaner = execution.statement.options(defer(JobRow.data, raiseload=True))
-            execution.statement = leaner.where(JobRow.id >= back_to) if back_to else leaner
-
-    event.listen(session.sync_session, "do_orm_execute", narrowed)

@@ -4,13 +4,18 @@ is taken to have a form.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from queue_kit.dashboard._reading import BROKEN, UNREADABLE
+
 MAX_SHOWN = 64 * 1024
-"""Characters of a payload that are shown."""
+"""Characters of a payload that are shown, and of a text of an error."""
+
+MAX_FAILURES = 10
+"""Errors of a job that are shown: workers keep no more, others may have written more."""
 
 _TOKEN = re.compile(
     r'(?P<key>"(?:[^"\\]|\\.)*")(?=:)|(?P<text>"(?:[^"\\]|\\.)*"?)|(?P<word>-?[0-9][0-9.eE+-]*|true|false|null)'
@@ -25,6 +30,7 @@ class Payload:
     tokens: tuple[tuple[str, str], ...] = ()
     is_cut: bool = False
     is_hidden: bool = False
+    is_broken: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +45,17 @@ class Failure:
     traceback: str = ""
 
 
-def payload_of(data: Any, shown: Any, *, is_hidden: bool) -> Payload:
-    """A job's data, of which `shown` is shown."""
-    size = len(json.dumps(data, ensure_ascii=False).encode("utf-8", "replace"))
-    if is_hidden:
-        return Payload(size, is_hidden=True)
-    text = json.dumps(shown, indent=2, ensure_ascii=False)
+def payload_of(data: Any, redacted: Callable[[Any, int], Any], *, is_hidden: bool) -> Payload:
+    """A job's data, of which what `redacted` leaves is shown."""
+    if data is BROKEN:
+        return Payload(0, is_hidden=is_hidden, is_broken=True)
+    try:
+        size = len(json.dumps(data, ensure_ascii=False).encode("utf-8", "replace"))
+        if is_hidden:
+            return Payload(size, is_hidden=True)
+        text = json.dumps(redacted(data, MAX_SHOWN), indent=2, ensure_ascii=False)
+    except UNREADABLE:  # it may be read, and be too deep for more
+        return Payload(0, is_hidden=is_hidden, is_broken=True)
     return Payload(size, tuple(_tokens(text[:MAX_SHOWN])), is_cut=len(text) > MAX_SHOWN)
 
 
@@ -61,18 +72,23 @@ def _tokens(text: str) -> Iterator[tuple[str, str]]:
 
 def failures_of(errors: Any, *, is_hidden: bool) -> list[Failure]:
     """The errors that a job keeps, the last one first; of hidden ones only what they were and when."""
-    records = errors if isinstance(errors, list) else []
+    if errors is BROKEN:
+        return [Failure("What failed cannot be read")]
+    records = errors[-MAX_FAILURES:] if isinstance(errors, list) else []
     return [_failure(each, is_hidden=is_hidden) for each in reversed(records) if isinstance(each, dict)]
 
 
+_WORDS = ("class", "reason", "try")
+
+
 def _failure(record: dict[str, Any], *, is_hidden: bool) -> Failure:
-    words = {key: "" if record.get(key) is None else str(record[key]) for key in ("class", "reason", "try")}
+    words = {key: "" if record.get(key) is None else str(record[key])[:MAX_SHOWN] for key in _WORDS}
     title = words["class"] or ("Failed" if is_hidden else words["reason"]) or "Failed"
     at = _instant(record.get("at"))
     if is_hidden:
         return Failure(title, words["try"], at)
     reason = words["reason"] if words["class"] else ""
-    message, traceback = (str(record.get(key) or "") for key in ("message", "traceback"))
+    message, traceback = (str(record.get(key) or "")[:MAX_SHOWN] for key in ("message", "traceback"))
     return Failure(title, words["try"], at, message, reason, traceback)
 
 

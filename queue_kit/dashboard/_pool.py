@@ -5,7 +5,8 @@ The pool is a clone of the engine's, as a worker's is; it is closed when the eng
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
+from typing import Any
 
 from sqlalchemy import Engine, event
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
@@ -17,7 +18,10 @@ CONNECTIONS = 2
 """Pages that are read at the same time. Further ones wait for their turn."""
 
 PATIENCE = 5.0
-"""Seconds that a page waits for its turn, and that a statement may take (PostgreSQL)."""
+"""Seconds that a page waits for its turn and its connection, and that a statement may take (PostgreSQL)."""
+
+CUT = PATIENCE + 1
+"""Seconds after which the connection of a transaction is cut: a server that could would have ended it (PostgreSQL)."""
 
 
 class Pool:
@@ -57,13 +61,24 @@ class Pool:
 
     @asynccontextmanager
     async def _session(self, engine: AsyncEngine) -> AsyncIterator[AsyncSession]:
-        async with asyncio.timeout(PATIENCE):
+        now = asyncio.get_running_loop().time()
+        async with asyncio.timeout_at(now + PATIENCE):
             await self._turns.acquire()
         try:
-            async with AsyncSession(engine, expire_on_commit=False) as session:
-                if not self._embedded:
-                    limit = {"milliseconds": str(int(PATIENCE * 1000))}
-                    await session.execute(_statements.limit_statements(), limit)
-                yield session
+            with ExitStack() as leaving:
+                async with AsyncSession(engine, expire_on_commit=False) as session:
+                    if not self._embedded:
+                        async with asyncio.timeout_at(now + PATIENCE):
+                            connection = await (await session.connection()).get_raw_connection()
+                        leaving.callback(_cut_at(now + CUT, connection.driver_connection).cancel)
+                        limit = {"milliseconds": str(int(PATIENCE * 1000))}
+                        await session.execute(_statements.limit_statements(), limit)
+                    yield session
         finally:
             self._turns.release()
+
+
+def _cut_at(when: float, connection: Any) -> asyncio.TimerHandle:
+    """End a connection for good at an instant. What waits for it then fails at once, where a polite end of a statement
+    or a connection would wait for the server as well."""
+    return asyncio.get_running_loop().call_at(when, connection.terminate)

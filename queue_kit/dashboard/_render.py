@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
-from http import HTTPStatus
+from http.client import responses
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -30,6 +30,7 @@ TITLES = {
     409: "It is too late for that",
     413: "Too large",
     415: "Not a form",
+    500: "This cannot be shown",
     503: "The queue does not answer",
 }
 
@@ -89,7 +90,7 @@ class Renderer:
     def refusal(self, request: Request, error: HTTPException) -> Response:
         """Why there is no page, or no change."""
         title = TITLES.get(error.status_code, "That did not work")
-        detail = "" if error.detail == HTTPStatus(error.status_code).phrase else error.detail
+        detail = "" if error.detail == responses.get(error.status_code) else error.detail
         response = self.page(request, "refusal.html", status=error.status_code, title=title, detail=detail)
         response.headers.update(error.headers or {})
         return response

@@ -1,8 +1,10 @@
 """The dashboard without a browser: what it shows, what it changes, and whom it lets do so."""
 
 import asyncio
+import json
 import logging
 import re
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,7 +14,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from sqlalchemy import Engine, event, insert, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -30,9 +32,14 @@ from queue_kit import (
     pause_cron_job,
     register_cron_jobs,
 )
-from queue_kit.dashboard import Access, _pages, dashboard
+from queue_kit.dashboard import Access, _pages, _pool, dashboard
+from queue_kit.dashboard._local import Door
+from queue_kit.dashboard._payload import MAX_SHOWN
 from queue_kit.dashboard._pool import Pool
+from queue_kit.dashboard._privacy import HIDDEN_KEYS, Privacy
+from queue_kit.dashboard._shared import Shared
 from queue_kit.models import FAILED, JobRow, WorkerRow
+from tests.proxy import through_proxy
 from tests.support import change, row_of, until
 
 BASE = "http://queue.test"
@@ -45,6 +52,12 @@ async def visiting(app: Any, base: str = BASE, **options: Any) -> AsyncIterator[
     """Somebody who looks at it."""
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=base, **options) as visitor:
         yield visitor
+
+
+@pytest.fixture(autouse=True)
+def lines(caplog: pytest.LogCaptureFixture) -> None:
+    """Each change writes its line, as where INFO is logged."""
+    caplog.set_level(logging.INFO, logger="queue_kit.dashboard")
 
 
 @pytest.fixture
@@ -126,10 +139,34 @@ async def test_authorize_is_asked_each_time_and_may_be_async_or_raise(engine):
     assert asked == ["/jobs", "/jobs"]
 
 
+async def test_authorize_may_refuse_in_its_own_way(engine):
+    def authorize(request):
+        raise HTTPException(440, "Your session is over.")
+
+    async with visiting(dashboard(engine, authorize=authorize)) as visitor:
+        answer = await visitor.get("/jobs")
+    assert (answer.status_code, "Your session is over." in answer.text) == (440, True)
+
+
 async def test_what_authorize_gives_must_be_an_access(engine):
     async with visiting(dashboard(engine, authorize=lambda _: True)) as visitor:
         with pytest.raises(TypeError, match="authorize gave bool"):
             await visitor.get("/")
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"who": 7}, "who must be text, .* not int: give str"),
+        ({"who": None}, "who must be text, .* not NoneType"),
+        ({"act": "no"}, "act must be True or False, not str"),
+        ({"act": None}, "act must be True or False, not NoneType"),
+        ({"payloads": 0}, "payloads must be True or False, not int"),
+    ],
+)
+def test_s1_an_access_says_clearly_who_and_what(given, says):
+    with pytest.raises(TypeError, match=says):
+        Access(**{"who": "ada", **given})
 
 
 async def test_s1_who_may_only_read_finds_no_button_and_no_way(engine, caplog):
@@ -195,7 +232,7 @@ async def test_s3_a_change_has_the_token_of_this_browser_and_person(engine):
     assert (await row_of(engine, job_id)).state == JobState.scheduled
 
 
-async def test_s3_only_a_post_of_a_form_changes_something(ada, engine):
+async def test_s3_only_a_post_of_a_form_changes_something(ada, engine, caplog):
     job_id = await add_job(engine, "email.send", delay=60)
     path = f"/jobs/{job_id}/cancel"
     token = await token_on(ada, f"/jobs/{job_id}")
@@ -206,6 +243,9 @@ async def test_s3_only_a_post_of_a_form_changes_something(ada, engine):
     assert (await ada.post(path, data={"token": token, "x": "x" * 70_000}, headers=SAME_SITE)).status_code == 413
     many = {f"x{number}": "1" for number in range(700)}
     assert (await ada.post(path, data={"token": token} | many, headers=SAME_SITE)).status_code == 400
+    refused = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(refused) == 4 + 3  # each but the GET
+    assert all(line.startswith(f"refused {path} to ada: ") for line in refused)
     assert (await row_of(engine, job_id)).state == JobState.scheduled
 
 
@@ -230,8 +270,19 @@ async def test_s2_every_answer_has_the_headers(ada):
         assert "unsafe" not in policy
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["referrer-policy"] == "no-referrer"
+        assert headers["cross-origin-opener-policy"] == "same-origin"
         is_file = path == "/static/dashboard.js"
         assert ("immutable" if is_file else "no-store") in headers["cache-control"], path
+
+
+@pytest.mark.parametrize(("port", "status"), [(80, 200), (8_765, 404)])
+async def test_the_port_of_http_is_not_said_in_a_host(engine, port, status):
+    door = Door(dashboard(engine, authorize=lambda _: Access("ada")), "key", port)
+    for name in ("127.0.0.1", "localhost"):
+        async with visiting(door, f"http://{name}") as visitor:
+            assert (await visitor.get("/key/")).status_code == status
+            assert (await visitor.get("/key/", headers={"host": f"{name}:{port}"})).status_code == 200
+            assert (await visitor.get("/key/", headers={"host": "attacker.test"})).status_code == 404
 
 
 async def test_a_websocket_is_closed(engine):
@@ -359,7 +410,7 @@ async def test_a_list_reads_no_payloads(ada, engine):
         event.remove(Engine, "before_cursor_execute", remember)
     lists = [each for each in statements if "unique_key" in each and "FROM queue_kit_job" in each]
     assert lists
-    assert not any("queue_kit_job.data" in each for each in lists)
+    assert not any(f"queue_kit_job.{unshown}" in each for each in lists for unshown in ("data", "trace_context"))
 
 
 async def test_a_job_is_shown_with_payload_and_errors(ada, engine):
@@ -382,6 +433,58 @@ async def test_a_job_is_shown_with_payload_and_errors(ada, engine):
     assert "[hidden]" in text
     for nobody in ("0", "999999", "9" * 30, "-1", "abc", "%00", "1.5", "\u0661"):
         assert (await ada.get(f"/jobs/{nobody}")).status_code == 404
+
+
+async def test_s8_keys_that_look_like_secrets_hide_their_values(ada, engine):
+    keys = ["pwd", "pass", "passcode", "auth", "bearer", "jwt", "otp", "pin", "pan", "session", "sessionid"]
+    keys += ["signature", "database_url", "api key", "API.KEY", "X-Signature", "db_pwd", "Access Key"]
+    data = {
+        "object": {key: f"{key} {SECRET}" for key in keys},
+        "pairs": [*([key, f"{key} {SECRET}"] for key in keys), ["to", "a@b.c"]],
+        "list": ["one", "two"],
+    }
+    text = (await ada.get(f"/jobs/{await add_job(engine, 'email.send', data)}")).text
+    assert re.findall(f"[^\n]*{SECRET}", text) == []
+    assert text.count("[hidden]") == 2 * len(keys)
+    assert all(each in text for each in ("a@b.c", "one", "two"))
+
+
+async def test_the_names_of_innocent_keys_are_no_secrets(ada, engine):
+    data = {"author": "ada", "pinned": "yes", "company": "shop", "passenger": "bob", "sessions": "three"}
+    text = (await ada.get(f"/jobs/{await add_job(engine, 'email.send', data)}")).text
+    assert all(each in text for each in ("ada", "yes", "shop", "bob", "three"))
+    assert "[hidden]" not in text
+
+
+async def test_a_page_is_bounded_whatever_a_job_carries(ada, engine):
+    many = {f"key{number}": number for number in range(50_000)} | {"last_key": SECRET}
+    errors = [{"class": f"E{number}!", "message": "m" * 10_000, "traceback": "t" * 100_000} for number in range(30)]
+    job_id = await add_job(engine, "email.send", many)
+    await change(engine, job_id, errors=errors)
+    text = (await ada.get(f"/jobs/{job_id}")).text
+    assert "Only the beginning is shown." in text
+    assert "E29!" in text
+    assert "E19!" not in text
+    assert len(text) < 2_000_000
+
+
+def test_what_is_not_shown_is_not_looked_through():
+    looked = []
+
+    class Noted(str):
+        __slots__ = ()
+
+        def lower(self) -> str:
+            looked.append(self)
+            return str(self).lower()
+
+    privacy = Privacy((), HIDDEN_KEYS)
+    data = {Noted(f"key{number}"): {"password": SECRET} for number in range(80_000)}
+    shown = json.dumps(privacy.redacted(data, MAX_SHOWN), indent=2)
+    whole = {key: {"password": "[hidden]"} for key in data}
+    assert len(looked) < 10_000
+    assert json.dumps(whole, indent=2)[:MAX_SHOWN] == shown[:MAX_SHOWN]
+    assert len(shown) > MAX_SHOWN
 
 
 async def test_s8_hidden_payloads_hide_what_errors_quote(engine):
@@ -412,6 +515,66 @@ async def test_rows_written_by_hand_are_shown(ada, engine):
         await change(engine, job_id, errors=errors, status=FAILED, trace_context=[1], data="just text")
         for path in (f"/jobs/{job_id}", "/jobs", "/"):
             assert (await ada.get(path)).status_code == 200
+
+
+async def test_s8_nobody_guesses_what_is_hidden(engine):
+    job_id = await add_job(engine, "payment.capture")
+    await fail(engine, job_id, message=SECRET)
+    apps = [
+        dashboard(engine, authorize=lambda _: Access("ada", act=True), hidden_names=["payment.*"]),
+        dashboard(engine, authorize=lambda _: Access("ada", act=True, payloads=False)),
+    ]
+    for app in apps:
+        async with visiting(app) as ada:
+            for name, status in (("payment.capture", 403), ("", 400)):
+                fields = {"action": "retry", "name": name, "message": SECRET}
+                answers = [
+                    await ada.get("/jobs/confirm", params=fields),
+                    await press(ada, f"/jobs/{job_id}", "/jobs/change", **fields, confirmed="1"),
+                ]
+                assert [answer.status_code for answer in answers] == [status, status]
+            link = re.search(r'href="\./(jobs/confirm\?[^"]*)"', (await ada.get("/")).text)
+            assert link
+            assert "Retry 1 job?" in (await ada.get("/" + link[1].replace("&amp;", "&"))).text
+    assert (await row_of(engine, job_id)).state == JobState.failed
+
+
+DEEP = "[" * 3_000 + "]" * 3_000
+UNREADABLE = [
+    ("data", DEEP, "Cannot be read"),
+    ("data", "[" * 700 + "]" * 700, ""),
+    ("data", "1" * 6_000, "Cannot be read"),
+    ("errors", DEEP, "What failed cannot be read"),
+    ("trace_context", DEEP, ""),
+    ("scheduled_at", "12000-01-01", ""),
+]
+
+
+async def test_a_row_that_cannot_be_read_is_so_for_itself_alone(ada, engine, caplog):
+    """What anybody may write who may insert a row by SQL."""
+    good = await add_job(engine, "email.send")
+    for column, value, says in UNREADABLE:
+        bad = await add_job(engine, "odd")
+        kind = "timestamptz" if column == "scheduled_at" else "json"
+        given = f"CAST(CAST(:value AS text) AS {kind})" if engine.dialect.name == "postgresql" else ":value"
+        async with engine.begin() as connection:
+            update = text(f"UPDATE queue_kit_job SET {column} = {given} WHERE id = :id")
+            await connection.execute(update, {"value": value, "id": bad})
+        rows = (await ada.get("/jobs")).text
+        assert all(f'<tr data-key="{job_id}">' in rows for job_id in (good, bad))
+        assert ("unreadable" in rows) is (column in ("errors", "scheduled_at")), column
+        page = await ada.get(f"/jobs/{bad}")
+        if column == "scheduled_at":
+            assert (page.status_code, "cannot be read" in page.text, "<nav" in page.text) == (500, True, True)
+            assert "the dashboard cannot read what the database gave" in caplog.text
+        else:
+            assert (page.status_code, says in page.text) == (200, True), column
+        assert (await ada.get(f"/jobs?q={bad}")).status_code == 303
+        assert (await ada.get("/")).status_code == 200
+        answer = await press(ada, f"/jobs/{good}", "/jobs/change", id=[bad], action="cancel")
+        assert "count=1" in answer.headers["location"]
+        async with engine.begin() as connection:
+            await connection.execute(text("DELETE FROM queue_kit_job WHERE id = :id"), {"id": bad})
 
 
 async def test_a_worker_row_of_any_text_is_shown(ada, engine):
@@ -467,10 +630,23 @@ async def test_picked_jobs_are_changed_together(ada, engine):
     assert [(await row_of(engine, job_id)).state for job_id in ids] == ["ready", "ready", "failed"]
     assert "2 jobs queued again." in (await ada.get("/jobs?notice=many_retried&count=2")).text
     assert (await press(ada, "/jobs", "/jobs/change", id=ids, action="explode")).status_code == 400
-    assert (await press(ada, "/jobs", "/jobs/change", action="retry")).status_code == 400  # all jobs are never meant
 
 
-async def test_all_jobs_of_one_error_are_retried_after_a_look(ada, engine):
+async def test_nothing_picked_changes_nothing(ada, engine):
+    """Also in a list that is filtered: only the confirming page means all that fit."""
+    ids = [await add_job(engine, "pdf.render") for _ in range(3)]
+    listed = "/jobs?state=ready&name=pdf.render"
+    fields = {"state": "ready", "name": "pdf.render", "action": "cancel"}
+    answer = await press(ada, listed, "/jobs/change", **fields)
+    assert answer.status_code == 422
+    assert "No job was picked, so nothing was changed." in answer.text
+    assert [(await row_of(engine, job_id)).state for job_id in ids] == ["ready"] * 3
+    assert (await press(ada, listed, "/jobs/change", confirmed="1", action="cancel")).status_code == 400  # nor are all
+    answer = await press(ada, listed, "/jobs/change", **fields, confirmed="1")
+    assert "count=3" in answer.headers["location"]
+
+
+async def test_all_jobs_of_one_error_are_retried_after_a_look(ada, engine, caplog):
     timeouts = [await add_job(engine, "email.send") for _ in range(3)]
     for job_id in timeouts:
         await fail(engine, job_id, "TimeoutError", "no answer within 10 s")
@@ -487,6 +663,36 @@ async def test_all_jobs_of_one_error_are_retried_after_a_look(ada, engine):
     assert "count=3" in answer.headers["location"]
     assert [(await row_of(engine, job_id)).state for job_id in timeouts] == ["ready"] * 3
     assert (await row_of(engine, other)).state == JobState.failed
+    (line,) = [record for record in caplog.records if record.name == "queue_kit.dashboard"]
+    assert line.message == "retry by ada: job_name=email.send error_class=TimeoutError changed=3 skipped=0"
+    assert (line.job_name, line.changed) == ("email.send", 3)
+
+
+async def test_a_log_that_fails_does_not_hide_that_the_change_was_made(ada, engine, capsys):
+    job_id = await add_job(engine, "email.send")
+
+    def broken(record):
+        raise RuntimeError("the log is full")
+
+    logger = logging.getLogger("queue_kit.dashboard")
+    logger.addFilter(broken)
+    try:
+        answer = await press(ada, f"/jobs/{job_id}", f"/jobs/{job_id}/cancel")
+    finally:
+        logger.removeFilter(broken)
+    assert answer.status_code == 303
+    assert "the log is full" in capsys.readouterr().err
+
+
+async def test_what_is_asked_for_is_what_would_be_changed(ada, engine):
+    """A filter that the change would not heed is refused, or not offered."""
+    await fail(engine, await add_job(engine, "email.send", unique_key="k"))
+    answer = await ada.get("/jobs/confirm?action=cancel&state=running&error_class=")
+    assert (answer.status_code, "cannot be cancelled" in answer.text) == (400, True)
+    for query, offered in (("", True), ("&name=email.send", True), ("&age=hour", False), ("&q=k", False)):
+        text = (await ada.get(f"/jobs?state=failed{query}")).text
+        assert 'data-key="1"' in text
+        assert ("Retry all failed" in text) is offered, query
 
 
 async def test_cron_entries_are_run_paused_and_resumed(ada, engine):
@@ -504,6 +710,19 @@ async def test_cron_entries_are_run_paused_and_resumed(ada, engine):
     await pause_cron_job(engine, name)
     assert "paused" in (await ada.get("/cron")).text
     assert (await press(ada, "/cron", "/cron/run", name="nobody")).status_code == 404
+
+
+@pytest.mark.parametrize("name", ["\0", "a\0b", " ", "x" * 201])
+async def test_a_name_that_can_be_none_finds_nothing(ada, engine, name):
+    job_id = await add_job(engine, "email.send", delay=60)
+    for action in ("cancel", "retry"):
+        answer = await ada.get("/jobs/confirm", params={"action": action, "name": name})
+        assert (answer.status_code, "No job fits any more" in answer.text) == (200, True)
+    on = f"/jobs/{job_id}"
+    assert (await press(ada, on, "/cron/run", name=name)).status_code == 404
+    answer = await press(ada, on, "/jobs/change", action="cancel", name=name, confirmed="1")
+    assert (answer.status_code, "count=0" in answer.headers["location"]) == (303, True)
+    assert (await ada.get("/jobs", params={"name": name, "q": name})).status_code == 200
 
 
 async def test_a_notice_cannot_be_put_into_an_address(ada):
@@ -573,6 +792,60 @@ async def test_a_database_that_does_not_answer_is_a_page_and_a_line(caplog):
     assert "The queue does not answer" in answer.text
     assert "the database did not serve the dashboard" in caplog.text
     await engine.dispose()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The times for which pages wait, so short that a test can."""
+    monkeypatch.setattr(_pool, "PATIENCE", 0.5)
+    monkeypatch.setattr(_pool, "CUT", 0.8)
+
+
+@pytest.mark.parametrize("way", ["stalled", "mute"])
+async def test_no_page_waits_for_a_database_that_is_silent(pg_engine, impatient, way):
+    """Neither on a connection that it had, nor on a new one; and when the database is back, so are the pages."""
+    async with (
+        through_proxy(pg_engine) as (proxy, engine),
+        visiting(dashboard(engine, authorize=lambda _: Access("ada", act=True))) as ada,
+    ):
+        job_id = await add_job(pg_engine, "email.send")
+        token = await token_on(ada, f"/jobs/{job_id}")
+        if way == "stalled":
+            proxy.stall()
+        else:
+            proxy.cut()
+            proxy.mute = True
+        began = time.monotonic()
+        async with asyncio.timeout(20):
+            pages = [ada.get(path) for path in (*PATHS, "/names", "/names", "/jobs")]
+            change = ada.post(f"/jobs/{job_id}/cancel", data={"token": token}, headers=SAME_SITE)
+            answers = await asyncio.gather(change, *pages)
+        assert {answer.status_code for answer in answers} <= {200, 503}, way
+        assert 503 in {answer.status_code for answer in answers}
+        assert time.monotonic() - began < 10  # a minute, and longer, without the limits
+        proxy.mute = False
+        proxy.cut()
+
+        async def back():
+            return (await ada.get("/names")).status_code == 200
+
+        await until(back)
+
+
+async def test_those_who_wait_for_one_thing_are_told_together(pg_engine, impatient):
+    pool, reads = Pool(pg_engine), []
+
+    async def once() -> None:
+        async with pool.reading() as session:
+            reads.append(session)
+            await session.execute(text("SELECT 1 FROM queue_kit_job"))
+
+    shared = Shared(once)
+    async with pg_engine.begin() as connection:
+        await connection.execute(text("LOCK TABLE queue_kit_job IN ACCESS EXCLUSIVE MODE"))
+        failures = await asyncio.gather(*(shared.get() for _ in range(6)), return_exceptions=True)
+    assert len(reads) == 1
+    assert all(isinstance(failure, SQLAlchemyError) for failure in failures)
 
 
 async def test_a_page_cannot_write_and_its_statements_end(pg_engine):

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,9 +15,10 @@ from typing import Any
 import httpx
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
+from sqlalchemy import text
 
 from queue_kit import JobState, add_job
-from tests.support import row_of
+from tests.support import row_of, until
 from tests.system.test_examples import imported
 
 VARIABLE = "QUEUE_KIT_DATABASE_URL"
@@ -76,6 +78,15 @@ async def test_aiohttp(database_url: str, engine: Any, monkeypatch: pytest.Monke
         answer = await stranger.post(f"/queue/jobs/{job_id}/cancel", data=form, headers=SAME_SITE | ada)
         assert answer.url.path == f"/queue/jobs/{job_id}"
         assert "The job is cancelled." in await answer.text()
+        group = {
+            "action": "retry",
+            "name": "a&b",
+            "error_class": "E",
+            "message": "no … & = + %",
+        }  # what links say of one
+        page = await (await stranger.get("/queue/jobs/confirm", params=group, headers=ada)).text()
+        assert "<dd>no … &amp; = + %</dd>" in page
+        assert "<dd>a&amp;b</dd>" in page
         too_much = await stranger.post(f"/queue/jobs/{job_id}/retry", data={"x": "x" * 70_000}, headers=ada)
         assert too_much.status == 413
     assert (await row_of(engine, job_id)).state == JobState.cancelled
@@ -136,3 +147,23 @@ async def test_the_command_can_be_told_to_change_nothing(sqlite_path, tmp_path):
     async with served("--read-only", url=url, cwd=tmp_path) as address, httpx.AsyncClient(base_url=address) as visitor:
         assert "read only" in (await visitor.get("")).text
         assert (await visitor.post("jobs/1/cancel", headers=SAME_SITE)).status_code == 403
+
+
+async def test_the_command_ends_at_once_while_a_page_waits(pg_engine, tmp_path):
+    url = pg_engine.url.render_as_string(hide_password=False)
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    async with pg_engine.begin() as connection, httpx.AsyncClient() as visitor:
+        async with served(url=url, cwd=tmp_path) as address:
+            await connection.execute(text("LOCK TABLE queue_kit_job IN ACCESS EXCLUSIVE MODE"))
+            page = asyncio.create_task(visitor.get(f"{address}jobs", timeout=30))
+
+            async def waits():
+                async with pg_engine.connect() as look:
+                    return (await look.execute(waiting)).scalar_one()
+
+            await until(waits)
+            began = time.monotonic()
+        assert time.monotonic() - began < 4.5  # the statement alone takes 5 s to end
+        await asyncio.gather(page, return_exceptions=True)
