@@ -939,11 +939,21 @@ def created_behind() -> Executable:
 @cache
 def failed_lately() -> Executable:
     """The jobs that failed last, the latest first, with the beginnings of their last error's texts. Parameters:
-    `limit`. Returns `id, name, updated_at, error_class, message, reason`."""
+    `limit`. Returns `id, name, updated_at` (as text), `error_class, message, reason`."""
+    return _failures(_FAILED, JOB.updated_at.desc())
+
+
+@cache
+def failed_of_name() -> Executable:
+    """The same of the newest failed jobs of one name. Parameters: `of_name`, `limit`."""
+    return _failures(and_(_FAILED, JOB.name == _text("of_name")), JOB.id.desc())
+
+
+def _failures(chosen: ColumnElement[bool], newest_first: ColumnElement[Any]) -> Executable:
     lately = (
         select(JOB.id, JOB.name, JOB.updated_at, last_element(JOB.errors).label("error"))
-        .where(_FAILED)
-        .order_by(JOB.updated_at.desc())
+        .where(chosen)
+        .order_by(newest_first)
         .limit(bindparam("limit", type_=Integer()))
         .subquery("lately")
         .c
@@ -952,7 +962,7 @@ def failed_lately() -> Executable:
     return select(
         lately.id,
         lately.name,
-        lately.updated_at,
+        time_text(lately.updated_at).label("updated_at"),
         *(beginning_of(lately.error, key).label(label) for label, key in texts.items()),
     ).order_by(lately.updated_at.desc())
 

@@ -11,10 +11,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from queue_kit import _statements, cron
 from queue_kit._database import Database, check_database
-from queue_kit._reach import MAX_ID, check_limit, check_words, is_id, notify, session_on
+from queue_kit._reach import MAX_ID, check_limit, check_words, is_id, is_name, notify, session_on
 from queue_kit._wakeup import CANCEL_CHANNEL, JOB_CHANNEL
-from queue_kit.errors import InvalidJob, JobConflict, JobNotFound
-from queue_kit.job import JobState, check_name
+from queue_kit.errors import JobConflict, JobNotFound
+from queue_kit.job import JobState
 from queue_kit.models import READY, JobRow
 
 MAX_PAGE = 1_000
@@ -161,10 +161,8 @@ async def list_jobs(
     for column, word in (("name", name), ("unique_key", unique_key), ("cron_name", cron_name)):
         check_words(word, column)
         if word is not None:
-            try:
-                check_name(word)
-            except InvalidJob:
-                return []  # no job has such a one, and some no database would take
+            if not is_name(word):
+                return []
             query = query.where(getattr(JobRow, column) == word)
     if after is not None:
         is_id(after, "after")

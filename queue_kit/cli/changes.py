@@ -11,6 +11,7 @@ from queue_kit.bulk import MAX_JOBS, BulkChange, cancel_jobs, retry_jobs
 from queue_kit.cli.database import database_option, on_database
 from queue_kit.cli.output import amount, confirm, json_option, print_json, shown
 from queue_kit.errors import JobConflict, JobNotFound
+from queue_kit.failures import NEWEST
 from queue_kit.job import JobState
 from queue_kit.operate import cancel_job, retry_job
 
@@ -44,7 +45,8 @@ def retry(
     """Queue failed or cancelled jobs again: due now, with all their tries.
 
     By ids, at once; or by a filter, after a count and a question. Jobs in conflict are skipped: those in another state,
-    and those whose unique key a live job holds.
+    and those whose unique key a live job holds. A filter looks at the 2,000 jobs that failed last, with --name at the
+    2,000 newest failed ones of that name, and says when there are older ones.
 
     \b
     Example:
@@ -53,7 +55,7 @@ def retry(
       queue-kit retry --state failed --yes
 
     \b
-    With --json: {"changed": 3, "asked": 0, "skipped": 1, "more": false}
+    With --json: {"changed": 3, "asked": 0, "skipped": 1, "more": false, "older": false}
     Exit status: 0, or 1 when ids were given and one of them could not be retried.
     """
     filters = {"state": _state(state), "name": name, "error_class": error_class, "message": message}
@@ -81,7 +83,7 @@ def cancel(
       queue-kit cancel --name email.send --state scheduled
 
     \b
-    With --json: {"changed": 3, "asked": 1, "skipped": 0, "more": false}; those asked count as changed.
+    With --json: {"changed": 3, "asked": 1, "skipped": 0, "more": false, "older": false}; those asked count as changed.
     Exit status: 0, or 1 when ids were given and one of them could not be cancelled.
     """
 
@@ -151,4 +153,6 @@ def _told(change: BulkChange, done: str) -> str:
         words += f", {amount(change.asked, 'running job')} asked to end"
     if change.skipped:
         words += f", {amount(change.skipped, 'job')} skipped"
-    return words + (": more fit, run it again" if change.more else "")
+    if change.more:
+        return f"{words}: more fit, run it again"
+    return words + (f": only the newest {NEWEST:,} failed jobs were looked at, there are older ones" * change.older)

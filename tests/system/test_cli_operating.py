@@ -227,9 +227,9 @@ async def test_a_filter_changes_what_fits_and_tells_a_script(engine, cli):
     for state in ("scheduled", "ready", "running"):
         await job_in(engine, state)
     done = json.loads(await cli("cancel", "--name", "a", "--yes", "--json"))
-    assert done == {"changed": 3, "asked": 1, "skipped": 0, "more": False}
+    assert done == {"changed": 3, "asked": 1, "skipped": 0, "more": False, "older": False}
     done = json.loads(await cli("retry", "--state", "cancelled", "--yes", "--json"))
-    assert done == {"changed": 3, "asked": 0, "skipped": 0, "more": False}
+    assert done == {"changed": 3, "asked": 0, "skipped": 0, "more": False, "older": False}
     for command in (("retry",), ("cancel",), ("retry", "1", "--name", "a"), ("cancel", "1", "--state", "ready")):
         assert "give either ids or a filter" in await cli(*command, status=2)
 
@@ -263,6 +263,16 @@ async def test_failures_and_insights_tell_a_script(engine, cli):
     assert overview["by_name"]["mail"]["failed"] == 1
     assert overview["by_name"]["pdf"]["oldest_due_seconds"] >= 0
     assert "no live worker runs: pdf" in await cli("insights")
+
+
+async def test_a_result_that_is_cut_is_marked(engine, cli, monkeypatch):
+    monkeypatch.setattr("queue_kit.failures.NEWEST", 1)
+    for _ in range(2):
+        await job_in(engine, "failed", name="mail", errors=error())
+    assert "more: only the newest 2,000 failed jobs were looked at" in await cli("failures")
+    assert "0 jobs retried: only the newest" in await cli("retry", "--name", "mail", "--error-class", "KeyError")
+    for command in ("failures", "retry"):
+        assert "2,000" in await cli(command, "--help")
 
 
 @pytest.mark.parametrize("as_json", [True, False])
