@@ -8,7 +8,7 @@ from sqlalchemy import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from queue_kit.bulk import MAX_JOBS, BulkChange, cancel_jobs, retry_jobs
-from queue_kit.cli.database import database_option, on_database
+from queue_kit.cli.database import ANSWER, answering, database_option, on_database
 from queue_kit.cli.output import amount, confirm, json_option, print_json, shown
 from queue_kit.errors import JobConflict, JobNotFound
 from queue_kit.failures import NEWEST
@@ -120,12 +120,14 @@ def _change(
     if ids:
         change = on_database(url, lambda engine: _each(engine, ids, one))
     else:
-        fit = on_database(url, lambda engine: many(engine, **given, limit=limit, dry_run=True))
+        fit = on_database(url, lambda engine: many(engine, **given, limit=limit, dry_run=True), within=ANSWER)
         if fit.changed:
             chosen = ", ".join(f"{key.replace('_', ' ')} {shown(value)}" for key, value in given.items())
             more = f" (more than {limit:,} fit; these first)" if fit.more else ""
             confirm(f"{verb} {amount(fit.changed, 'job')} of {chosen}{more}?", yes=yes)
-        change = on_database(url, lambda engine: many(engine, **given, limit=limit)) if fit.changed else fit
+        change = fit
+        if fit.changed:
+            change = on_database(url, lambda engine: many(engine, **given, limit=limit), within=ANSWER)
     if as_json:
         print_json(change)
     else:
@@ -140,7 +142,8 @@ async def _each(
     changed = asked = 0
     for job_id in ids:
         try:
-            asked += bool(await one(engine, job_id))
+            async with answering(ANSWER):
+                asked += bool(await one(engine, job_id))
             changed += 1
         except (JobNotFound, JobConflict) as error:
             click.echo(str(error), err=True)

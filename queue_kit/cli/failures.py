@@ -3,7 +3,7 @@
 import click
 from sqlalchemy import URL
 
-from queue_kit.cli.database import database_option, on_database
+from queue_kit.cli.database import ANSWER, database_option, on_database
 from queue_kit.cli.output import json_option, print_json, print_table
 from queue_kit.failures import MAX_GROUPS, NEWEST, failure_groups
 
@@ -29,7 +29,7 @@ from queue_kit.failures import MAX_GROUPS, NEWEST, failure_groups
 @json_option
 def failures(url: URL, name: str | None, limit: int, as_json: bool) -> None:
     """Print the groups."""
-    groups = on_database(url, lambda engine: failure_groups(engine, name=name, limit=limit))
+    groups = on_database(url, lambda engine: failure_groups(engine, name=name, limit=limit), within=ANSWER)
     if as_json:
         print_json(groups)
         return

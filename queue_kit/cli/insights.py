@@ -13,7 +13,7 @@ import click
 from sqlalchemy import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from queue_kit.cli.database import database_option, engine_for, masked, on_database, words
+from queue_kit.cli.database import ANSWER, database_option, engine_for, masked, on_database, reach, words
 from queue_kit.cli.output import amount, json_option, plain, print_json, shown, span, table
 from queue_kit.fleet import list_workers
 from queue_kit.history import ThroughputPoint, throughput_by_name
@@ -58,7 +58,7 @@ def insights(url: URL, watch: bool, interval: float, as_json: bool) -> None:
     well, one such object a line.
     """
     if not watch:
-        overview = on_database(url, _look)
+        overview = on_database(url, _look, within=ANSWER)
         if as_json:
             print_json(_as_dict(overview))
         else:
@@ -83,7 +83,7 @@ async def _watch(url: URL, interval: float, show: Callable[[_Overview | str], No
         while True:
             began = time.monotonic()
             try:
-                show(await _look(engine))
+                show(await reach(engine, _look, within=ANSWER))
             except Exception as error:  # noqa: BLE001 - it may pass, and whoever watches waits for that
                 show(f"no answer: {shown(masked(words(error), url))}")
             await asyncio.sleep(max(interval - (time.monotonic() - began), 0.05))

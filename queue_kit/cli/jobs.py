@@ -8,7 +8,7 @@ from typing import Any
 import click
 from sqlalchemy import URL
 
-from queue_kit.cli.database import database_option, on_database
+from queue_kit.cli.database import ANSWER, database_option, on_database
 from queue_kit.cli.output import job_as_dict, json_option, print_json, print_table, shown
 from queue_kit.enqueue import add_job
 from queue_kit.job import DEFAULT_PRIORITY, JobState
@@ -80,6 +80,7 @@ def add(
             handler_timeout=timeout,
             max_retry_count=max_retry_count,
         ),
+        within=ANSWER,
     )
     if as_json:
         print_json({"id": job_id})
@@ -136,6 +137,7 @@ def jobs(
             limit=limit,
             after=after,
         ),
+        within=ANSWER,
     )
     if as_json:
         print_json([job_as_dict(row) for row in rows])
@@ -178,7 +180,7 @@ def show(job_id: int, url: URL, as_json: bool) -> None:
 
     With --json: an object with the job's columns and its state; times in UTC.
     """
-    row = on_database(url, lambda engine: get_job(engine, job_id))
+    row = on_database(url, lambda engine: get_job(engine, job_id), within=ANSWER)
     if row is None:
         raise click.ClickException(f"there is no job with id {job_id}")
     if as_json:

@@ -22,10 +22,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from queue_kit import CronJob, Handlers, JobState, QueueWorker, _health, add_job, register_cron_jobs
 from queue_kit.cli import main
+from queue_kit.cli.database import PROBE
 from queue_kit.models import WORKERS
 from tests.conftest import sqlite_url
 from tests.database.clock import database_now, far, occurrence
 from tests.database.running import job_in, raw
+from tests.proxy import Proxy, url_through
 from tests.support import change, row_of, until
 
 VARIABLE = "QUEUE_KIT_DATABASE_URL"
@@ -410,6 +412,54 @@ async def silence(engine: AsyncEngine) -> None:
     silent = {"seen_at": await database_now(engine) - timedelta(seconds=60)}
     async with engine.begin() as connection:
         await connection.execute(update(WORKERS).values(silent))
+
+
+@pytest.mark.parametrize("command", [["check"], ["check", "--worker"], ["insights"], ["jobs"]], ids=" ".join)
+async def test_a_database_that_says_nothing_is_waited_for_so_long(server, command, monkeypatch):
+    url = server.database("nobody")
+    for module, patience in (("health", "PROBE"), ("insights", "ANSWER"), ("jobs", "ANSWER")):
+        monkeypatch.setattr(sys.modules[f"queue_kit.cli.{module}"], patience, 0.2)
+    async with Proxy(url) as proxy:
+        proxy.mute = True
+        through = url_through(proxy, url).render_as_string(hide_password=False)
+        result = await asyncio.to_thread(CliRunner().invoke, main, command, env={VARIABLE: through})
+    assert "the database did not answer within 0.2 s" in result.output
+    assert result.exit_code == (0 if "--worker" in command else 1)
+
+
+async def test_a_probe_gives_up_before_whoever_runs_it(pg_engine, postgres_url):
+    timeout = int(re.findall(r"timeoutSeconds: (\d+)", RECIPES)[0])
+    assert timeout > 2 * PROBE
+    async with pg_engine.begin() as connection:
+        await connection.execute(text("LOCK TABLE queue_kit_worker"))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys.modules["queue_kit.cli.health"], "PROBE", 0.2)
+            result = await asyncio.to_thread(
+                CliRunner().invoke, main, ["check", "--worker"], env={VARIABLE: postgres_url}
+            )
+    assert (result.exit_code, "did not answer within 0.2 s" in result.output) == (0, True)
+
+
+MISSING = "the queue's tables are missing"
+NEEDS_TABLES = [
+    *(["jobs"], ["show", "1"], ["failures"], ["insights"], ["cron"], ["cron", "run", "a"], ["cron", "pause", "a"]),
+    *(["check"], ["check", "--worker"], ["add", "a"], ["retry", "1"], ["cancel", "--name", "a"], ["bench"]),
+]
+
+
+@pytest.mark.parametrize("command", NEEDS_TABLES, ids=" ".join)
+async def test_without_tables_every_command_says_what_to_do(empty_database_url, command):
+    result = await asyncio.to_thread(CliRunner().invoke, main, command, env={VARIABLE: empty_database_url})
+    assert (result.exit_code, MISSING in result.output) == (1, True), result.output
+    assert "run `queue-kit migrate`" in result.output
+
+
+@pytest.mark.parametrize("command", NEEDS_TABLES, ids=" ".join)
+def test_a_mistyped_path_becomes_no_database(tmp_path, command):
+    path = tmp_path / "mistyped.db"
+    result = CliRunner().invoke(main, command, env={VARIABLE: sqlite_url(path)})
+    assert (result.exit_code, "there is no file" in result.output) == (1, True), result.output
+    assert not path.exists()
 
 
 def test_a_database_that_does_not_answer_is_no_fault_of_the_worker():
