@@ -1,7 +1,6 @@
 """`queue-kit add`, `jobs` and `show`: adding a job and looking at jobs."""
 
 import json
-import sys
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -9,7 +8,7 @@ import click
 from sqlalchemy import URL
 
 from queue_kit.cli.database import ANSWER, database_option, on_database
-from queue_kit.cli.output import job_as_dict, json_option, print_json, print_table, shown
+from queue_kit.cli.output import job_as_dict, json_option, print_json, print_table, read_stdin, shown
 from queue_kit.enqueue import add_job
 from queue_kit.job import DEFAULT_PRIORITY, JobState
 from queue_kit.models import JobRow
@@ -63,7 +62,7 @@ def add(
 
     With --json: {"id": 7}, or {"id": null} when a live job holds the key, which is no error.
     """
-    text = sys.stdin.read() if data == "-" else data
+    text = read_stdin() if data == "-" else data
     try:
         payload = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 from sqlalchemy import text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from queue_kit import CronJob, Handlers, JobState, QueueWorker, _health, add_job, register_cron_jobs
+from queue_kit import CronJob, Handlers, JobState, QueueWorker, _health, add_job, register_cron_jobs, sqlite_engine
 from queue_kit.cli import main
 from queue_kit.cli.database import PROBE
 from queue_kit.models import WORKERS
@@ -222,6 +222,43 @@ async def test_a_filter_counts_and_asks_first(engine, cli, monkeypatch):
     said = await cli("retry", "--message", "order 9 is gone", "--limit", "2", stdin="y\n")
     assert "2 jobs retried: more fit, run it again" in said
     assert await cli("retry", "--error-class", "KeyError") == "0 jobs retried\n"
+
+
+async def test_a_question_is_not_part_of_what_a_script_reads(engine, database_url, monkeypatch):
+    await job_in(engine, "failed", name="mail")
+    monkeypatch.setattr(
+        "queue_kit.cli.output.sys", type("Terminal", (), {"stdin": type("In", (), {"isatty": lambda: True})})
+    )
+    command = ["retry", "--name", "mail", "--json"]
+    result = await asyncio.to_thread(CliRunner().invoke, main, command, env={VARIABLE: database_url}, input="y\n")
+    assert json.loads(result.stdout)["changed"] == 1
+    assert "retry 1 job of name mail?" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "problem"),
+    [
+        ("add a - <&-", 2, "stdin is closed"),
+        ("retry --name a <&-", 2, "there is no terminal to ask on"),
+        ("printf '\"\\377\"' | {} add a -", 2, "stdin has bytes that are no utf-8 text"),
+        ("jobs >/dev/full", 1, "the output cannot be written: No space left on device"),
+        ("--help >/dev/full", 1, "the output cannot be written: No space left on device"),
+    ],
+)
+async def test_a_terminal_that_is_not_there_is_told_in_a_line(sqlite_path, command, status, problem):
+    engine = sqlite_engine(sqlite_path)
+    await job_in(engine, "failed")
+    await engine.dispose()
+    program = f"{sys.executable} -m queue_kit"
+    line = command.format(program) if "{}" in command else f"{program} {command}"
+    environment = {**os.environ, VARIABLE: sqlite_url(sqlite_path), "PYTHONUTF8": "1"}
+    environment["PYTHONIOENCODING"] = "utf-8"
+    done = await asyncio.to_thread(
+        subprocess.run, ["sh", "-c", line], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, problem in done.stderr) == (status, True), done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
 
 
 async def test_a_filter_changes_what_fits_and_tells_a_script(engine, cli):
