@@ -18,7 +18,6 @@ from uuid import UUID
 import click
 
 from queue_kit.job import printable
-from queue_kit.models import JobRow
 
 json_option: Callable[[Callable[..., None]], Callable[..., None]] = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON, for scripts."
@@ -49,17 +48,6 @@ def plain(value: Any) -> Any:
             return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
         case _:
             return value
-
-
-_COLUMNS = (
-    *("id", "name", "priority", "scheduled_at", "created_at", "updated_at", "cron_tick", "cron_name", "unique_key"),
-    *("retry_count", "lost", "max_retry_count", "handler_timeout", "cancel_requested", "data", "errors"),
-)
-
-
-def job_as_dict(row: JobRow) -> dict[str, Any]:
-    """A job as `--json` shows it."""
-    return {"state": row.state.value, **{column: getattr(row, column) for column in _COLUMNS}}
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

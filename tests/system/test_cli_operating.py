@@ -158,6 +158,11 @@ async def test_a_job_is_shown_whole_as_json_and_an_unknown_one_is_an_error(engin
     assert (shown["id"], shown["state"], shown["handler_timeout"]) == (job_id, "failed", "Infinity")
     assert shown["errors"] == error()
     assert shown["scheduled_at"].endswith("+00:00")
+    assert (shown["worker_id"], shown["lease_until"], shown["unreadable"]) == (None, None, {})
+    runs = await job_in(engine, "running")
+    worker = json.loads(await cli("show", str(runs), "--json"))["worker_id"]
+    assert worker is not None
+    assert f"worker         {worker}" in await cli("show", str(runs))
     assert "there is no job with id 999" in await cli("show", "999", status=1)
     assert "of 3" in await cli("show", str(job_id))
 
@@ -189,6 +194,51 @@ async def test_a_record_that_somebody_spoiled_is_still_shown(engine, cli, errors
     await change(engine, job_id, errors=errors)
     assert "failed" in await cli("show", str(job_id))
     assert "failed" in await cli("jobs")
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        *[(column, value) for column in ("data", "errors") for value in ("[" * 3_000 + "]" * 3_000,)],
+        ("trace_context", "9" * 6_000),
+        ("data", "[" * 500 + "]" * 500),
+        ("data", "9" * 6_000),
+        *[(column, "12000-01-01") for column in ("scheduled_at", "created_at", "updated_at", "lease_until")],
+    ],
+    ids=lambda value: value[:12],
+)
+async def test_what_python_cannot_read_hides_no_other_job(engine, cli, column, value):
+    good, bad = [await job_in(engine, "failed", name="mail", errors=error()) for _ in range(2)]
+    await raw(engine, f"UPDATE queue_kit_job SET {column} = '{value}' WHERE id = {bad}")
+    said = await cli("jobs", "--since", "1h", "--state", "failed") if column != "created_at" else await cli("jobs")
+    assert [line.split()[0] for line in said.splitlines()[1:]] == [str(bad), str(good)]
+    listed = json.loads(await cli("jobs", "--json"))
+    assert [job["id"] for job in listed] == [bad, good]
+    assert listed[1]["unreadable"] == {}
+    assert json.loads(await cli("show", str(bad), "--json")) == listed[0]
+    told = await cli("show", str(bad))
+    if value.startswith("12000"):
+        assert listed[0][column].startswith("12000-01-01")
+    elif len(value) > 1_000:
+        assert f"{column} cannot be read" in told
+        assert list(listed[0]["unreadable"]) == [column]
+    assert "mail" in await cli("failures")
+
+
+async def test_text_that_is_no_json_hides_no_other_job(sqlite_path):
+    engine = sqlite_engine(sqlite_path)
+    good, bad = [await job_in(engine, "failed", name="mail") for _ in range(2)]
+    await raw(engine, f"UPDATE queue_kit_job SET data = 'not json', scheduled_at = 'soon' WHERE id = {bad}")
+    await engine.dispose()
+    runs = [["jobs"], ["jobs", "--json"], ["failures"], ["show", str(bad)]]
+    found = [
+        await asyncio.to_thread(CliRunner().invoke, main, command, env={VARIABLE: sqlite_url(sqlite_path)})
+        for command in runs
+    ]
+    assert [result.exit_code for result in found] == [0] * 4
+    assert [job["id"] for job in json.loads(found[1].stdout)] == [bad, good]
+    assert "data cannot be read" in found[3].output
+    assert "soon" in found[3].output
 
 
 # --- retry and cancel -------------------------------------------------------------------------------------------------
