@@ -17,6 +17,7 @@ from queue_kit.cli.jobs import add, jobs, show
 from queue_kit.cli.output import Printing
 from queue_kit.cli.schema import migrate_command
 from queue_kit.cli.work import work
+from queue_kit.cli.workers import workers
 
 
 @click.group(cls=Printing, context_settings={"help_option_names": ["-h", "--help"]})
@@ -54,5 +55,6 @@ for _command in (
     retry,
     show,
     work,
+    workers,
 ):
     main.add_command(_command)

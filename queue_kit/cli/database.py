@@ -102,8 +102,9 @@ def engine_for(url: URL, *, create: bool = False) -> AsyncEngine:
 @asynccontextmanager
 async def answering(within: float | None) -> AsyncIterator[None]:
     """Around what the database answers within so many seconds; else `NoAnswer`."""
+    patience = asyncio.timeout(within)
     try:
-        async with asyncio.timeout(within) as patience:
+        async with patience:
             yield
     except TimeoutError as error:
         if patience.expired():

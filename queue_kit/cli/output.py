@@ -74,8 +74,12 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str
 def _cell(value: object) -> str:
     if value is None:
         return "-"
-    text = shown(value)
-    return text if len(text) <= MAX_CELL else f"{text[: MAX_CELL - 1]}…"
+    return cut(shown(value), MAX_CELL)
+
+
+def cut(text: str, most: int) -> str:
+    """The beginning of a text that is too long, with a mark."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _is_number(text: str) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click import unstyle
 from click.testing import CliRunner, Result
 from sqlalchemy import text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -467,6 +468,9 @@ async def test_dead_rows_that_nobody_cleans_up_are_told(pg_engine, postgres_url,
     await raw(pg_engine, "ALTER TABLE queue_kit_job SET (autovacuum_enabled = false)")
     said = await checked(postgres_url)
     assert (said.exit_code, "autovacuum is off for it" in said.output) == (1, True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_health, "_DEAD", text(str(_health._DEAD).replace("true AS server", "false AS server")))
+        assert "autovacuum is off for the whole server" in (await checked(postgres_url)).output
     await raw(pg_engine, "ALTER TABLE queue_kit_job RESET (autovacuum_enabled)")
     assert (await checked(postgres_url)).exit_code == 0
     monkeypatch.setattr(_health, "MANY_DEAD", -1)
@@ -493,6 +497,32 @@ async def test_a_worker_is_alive_until_it_is_silent(engine, cli):
             assert f"no worker of {which}" in await cli("check", "--worker", which, status=1)
         await silence(engine)
         assert "BAD" in await cli("check", "--worker", status=1)
+
+
+async def test_workers_are_listed(engine, cli):
+    async def nothing(event, session, job):
+        """A handler that completes at once."""
+
+    assert json.loads(await cli("workers", "--json")) == []
+    async with QueueWorker(engine, {"a": nothing, "b": nothing}, listen=False):
+        (worker,) = json.loads(await cli("workers", "--json"))
+        assert (worker["host"], worker["pid"], worker["jobs"]) == (socket.gethostname(), os.getpid(), [])
+        said = await cli("workers")
+    assert worker["id"] in said
+    assert "a, b" in said
+
+
+async def test_a_live_view_fits_the_width_of_a_terminal(engine):
+    names = ["a" * 200, "mail", "\x1b" * 30]
+    for name in names:
+        await add_job(engine, name)
+    module = sys.modules["queue_kit.cli.insights"]
+    for width in (80, 100, 400):
+        lines = [unstyle(line) for line in module._lines(await module._look(engine), width)]
+        shown = lines[lines.index("") + 1 :]
+        assert max(map(len, shown)) <= width
+        assert [line.split()[0].endswith("…") for line in shown[1:]].count(True) >= 1
+        assert any(line.startswith("mail ") for line in shown)
 
 
 async def silence(engine: AsyncEngine) -> None:
@@ -529,7 +559,16 @@ async def test_a_probe_gives_up_before_whoever_runs_it(pg_engine, postgres_url):
 
 MISSING = "the queue's tables are missing"
 NEEDS_TABLES = [
-    *(["jobs"], ["show", "1"], ["failures"], ["insights"], ["cron"], ["cron", "run", "a"], ["cron", "pause", "a"]),
+    *(
+        ["jobs"],
+        ["show", "1"],
+        ["failures"],
+        ["insights"],
+        ["workers"],
+        ["cron"],
+        ["cron", "run", "a"],
+        ["cron", "pause", "a"],
+    ),
     *(["check"], ["check", "--worker"], ["add", "a"], ["retry", "1"], ["cancel", "--name", "a"], ["bench"]),
 ]
 
