@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote, quote_plus
@@ -119,8 +119,9 @@ async def reach(engine: AsyncEngine, action: Callable[[AsyncEngine], Awaitable[T
             return await action(engine)
     except DBAPIError as error:
         if not is_transient(error):
-            async with answering(PROBE), engine.connect() as connection:
-                await migrate.check_schema(connection)
+            with suppress(OSError, DBAPIError):  # the first error says more than that nobody can look any more
+                async with answering(PROBE), engine.connect() as connection:
+                    await migrate.check_schema(connection)
         raise
 
 
