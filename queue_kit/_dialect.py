@@ -88,6 +88,15 @@ def as_instant(value: datetime | str) -> datetime:
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value
 
 
+def nearest_instant(value: str) -> datetime:
+    """What `time_text` returns, as an aware datetime: the last that there is for one that Python cannot hold, as of the
+    year 10000, and `LONG_AGO` for one before Christ."""
+    try:
+        return as_instant(value)
+    except ValueError:
+        return LONG_AGO if value.endswith("BC") else datetime.max.replace(tzinfo=UTC)
+
+
 class clock_time(FunctionElement[datetime]):  # noqa: N801 - named like the SQL functions it stands beside
     """The database's clock at this very moment, for a time that is stored."""
 

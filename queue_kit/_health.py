@@ -49,9 +49,10 @@ _SNAPSHOTS = text("""
 _DEAD = text("""
     SELECT n_dead_tup AS dead, pg_total_relation_size(relid) AS size,
            extract(epoch FROM clock_timestamp() - greatest(last_vacuum, last_autovacuum)) AS vacuumed_ago,
-           current_setting('autovacuum') = 'on' AND NOT EXISTS (
+           current_setting('autovacuum') = 'on' AS server_vacuums,
+           NOT EXISTS (
                SELECT FROM pg_class WHERE oid = relid AND 'autovacuum_enabled=false' = ANY (reloptions)
-           ) AS vacuums_itself
+           ) AS table_vacuums
     FROM pg_stat_all_tables WHERE relid = to_regclass('queue_kit_job')
 """)
 _BUILT = {
@@ -127,7 +128,9 @@ async def _bloat(connection: AsyncConnection) -> Finding:
     if row is None:  # the statistics are off
         return Finding("bloat", ok=True, words="nothing is known of dead rows: the server keeps no statistics")
     words = f"the jobs' table has {row.dead:,} dead rows, and {row.size / 2**20:,.0f} MiB with its indexes"
-    if not row.vacuums_itself:
+    if not row.server_vacuums:
+        return Finding("bloat", ok=False, words=f"{words}, and autovacuum is off for the whole server: turn it on")
+    if not row.table_vacuums:
         return Finding("bloat", ok=False, words=f"{words}, and autovacuum is off for it: turn it on")
     if row.dead > MANY_DEAD and not _lately(row):
         mend = "see whether an old transaction or too few autovacuum workers hold it up, and VACUUM queue_kit_job"

@@ -7,6 +7,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from queue_kit import _statements
 from queue_kit._database import Database, check_database, own_commit
+from queue_kit.errors import InvalidJob
+from queue_kit.job import check_name
 
 MAX_ID = 2**63 - 1
 
@@ -56,3 +58,12 @@ def check_words(value: object, argument: str) -> None:
     """A filter by text is text or `None`; else a `TypeError`."""
     if value is not None and not isinstance(value, str):
         raise TypeError(f"{argument} must be text, not {type(value).__name__}")
+
+
+def is_name(word: str) -> bool:
+    """Whether a job can have this as its name, or one of its keys: some text no database would take."""
+    try:
+        check_name(word)
+    except InvalidJob:
+        return False
+    return True

@@ -14,6 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
+    JSON,
     Boolean,
     ColumnElement,
     Executable,
@@ -929,31 +930,72 @@ def run_now() -> Executable:
     return update(JOBS).where(_ONE, waits).values(status=READY, scheduled_at=due).returning(JOB.id)
 
 
+_TEXTS = {"error_class": "class", "message": "message", "reason": "reason"}
+"""What a record of an error says, by the labels that statements give it."""
+
+
+def job_heads() -> list[ColumnElement[Any]]:
+    """What a list shows of a job, in types that no row can spoil, with the beginnings of its last error's texts."""
+    return [
+        *(JOB.id, JOB.name, JOB.priority, JOB.retry_count, JobRow.state.label("state")),
+        time_text(JOB.scheduled_at).label("scheduled_at"),
+        *(beginning_of(last_element(JOB.errors), key).label(label) for label, key in _TEXTS.items()),
+    ]
+
+
+def job_texts() -> list[ColumnElement[Any]]:
+    """All of a job, and its state: times, JSON and the worker as text, in which no row can spoil them."""
+    return [JobRow.state.label("state"), *(_as_text(column).label(column.name) for column in JOBS.columns)]
+
+
+def _as_text(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    match column.type:
+        case UtcDateTime():
+            return time_text(column)
+        case JSON():
+            return json_text(column)
+        case Uuid():
+            return cast(column, Text())
+        case _:
+            return column
+
+
 @cache
 def created_behind() -> Executable:
-    """The first job from an id on. Parameters: `first`. Returns `id, created_at`."""
+    """The first job from an id on. Parameters: `first`. Returns `id, created_at` (as text)."""
     first = bindparam("first", type_=BIGINT)
-    return select(JOB.id, JOB.created_at).where(JOB.id >= first).order_by(JOB.id).limit(1)
+    return (
+        select(JOB.id, time_text(JOB.created_at).label("created_at")).where(JOB.id >= first).order_by(JOB.id).limit(1)
+    )
 
 
 @cache
 def failed_lately() -> Executable:
     """The jobs that failed last, the latest first, with the beginnings of their last error's texts. Parameters:
-    `limit`. Returns `id, name, updated_at, error_class, message, reason`."""
+    `limit`. Returns `id, name, updated_at` (as text), `error_class, message, reason`."""
+    return _failures(_FAILED, JOB.updated_at.desc())
+
+
+@cache
+def failed_of_name() -> Executable:
+    """The same of the newest failed jobs of one name. Parameters: `of_name`, `limit`."""
+    return _failures(and_(_FAILED, JOB.name == _text("of_name")), JOB.id.desc())
+
+
+def _failures(chosen: ColumnElement[bool], newest_first: ColumnElement[Any]) -> Executable:
     lately = (
         select(JOB.id, JOB.name, JOB.updated_at, last_element(JOB.errors).label("error"))
-        .where(_FAILED)
-        .order_by(JOB.updated_at.desc())
+        .where(chosen)
+        .order_by(newest_first)
         .limit(bindparam("limit", type_=Integer()))
         .subquery("lately")
         .c
     )
-    texts = {"error_class": "class", "message": "message", "reason": "reason"}
     return select(
         lately.id,
         lately.name,
-        lately.updated_at,
-        *(beginning_of(lately.error, key).label(label) for label, key in texts.items()),
+        time_text(lately.updated_at).label("updated_at"),
+        *(beginning_of(lately.error, key).label(label) for label, key in _TEXTS.items()),
     ).order_by(lately.updated_at.desc())
 
 

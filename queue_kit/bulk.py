@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy import Executable
 from sqlalchemy.exc import IntegrityError
@@ -10,10 +9,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from queue_kit import _statements
 from queue_kit._database import Database
-from queue_kit._reach import check_limit, check_words, is_id, notify, session_on
+from queue_kit._reach import check_limit, check_words, is_id, is_name, notify, session_on
 from queue_kit._statements import as_batch
 from queue_kit._wakeup import CANCEL_CHANNEL, JOB_CHANNEL
-from queue_kit.failures import NEWEST, matching
+from queue_kit.failures import matching, newest_failures
 from queue_kit.job import JobState
 from queue_kit.models import READY
 
@@ -24,12 +23,16 @@ MAX_JOBS = 1_000
 @dataclass(frozen=True, slots=True)
 class BulkChange:
     """What a call came to: how many jobs it changed, of these how many run and were asked to end, how many it skipped
-    (gone, in another state, or with a unique key that a live job holds), and whether more jobs fit the filter."""
+    (gone, in another state, or with a unique key that a live job holds), and whether more jobs fit the filter.
+
+    `older` tells that there are older failed jobs than those that the filter looked at: whether they fit nobody knows.
+    """
 
     changed: int = 0
     asked: int = 0
     skipped: int = 0
     more: bool = False
+    older: bool = False
 
 
 async def retry_jobs(
@@ -46,9 +49,10 @@ async def retry_jobs(
     """Queue many failed or cancelled jobs again, as `retry_job` does with one; what is in conflict is skipped.
 
     Either `ids`, or a filter: a `state` (`failed`, which is the default, or `cancelled`), a `name`, and of failed jobs
-    the `error_class` and `message` of a `FailureGroup`. A filter looks at the 2,000 jobs that failed last, or at the
-    newest cancelled ones. At most `limit` (1 to 1,000) are changed: `more` tells whether to call again. With `dry_run`
-    nothing is changed, and `changed` is how many jobs fit.
+    the `error_class` and `message` of a `FailureGroup`. A filter looks at the 2,000 jobs that failed last, with a
+    `name` at the 2,000 newest failed ones of that name, or at the newest cancelled ones. At most `limit` (1 to 1,000)
+    are changed: `more` tells whether to call again, `older` that there are failed jobs which were not looked at. With
+    `dry_run` nothing is changed, and `changed` is how many jobs fit.
 
     Raises `ValueError` for too many ids, a limit out of bounds, no filter at all and one that cannot be, and
     `TypeError` for an id that is no integer; else as `cancel_job`.
@@ -66,21 +70,22 @@ async def retry_jobs(
         raise ValueError(f"only failed and cancelled jobs can be retried, not {wanted} ones")
     if wanted is JobState.cancelled and (error_class is not None or message is not None):
         raise ValueError("error_class and message choose among failed jobs, not among cancelled ones")
+    older = False
     async with session_on(db, reading=dry_run) as session:
         if ids is not None:
             found = _checked(ids)
         elif wanted is JobState.failed:
-            rows = (await session.execute(_statements.failed_lately(), {"limit": NEWEST})).all()
-            found = matching(rows, **words)
+            rows, older = await newest_failures(session, name)
+            found = matching(rows, error_class=error_class, message=message)
         else:
             found = await _ids(session, _statements.cancelled_ids(), of_name=name, limit=limit + 1)
         chosen, more = found[:limit] if ids is None else found, ids is None and len(found) > limit
         if dry_run:
-            return BulkChange(len(chosen), more=more)
+            return BulkChange(len(chosen), more=more, older=older)
         changed = await _retry(session, chosen)
         if changed:
             await notify(session, JOB_CHANNEL)
-    return BulkChange(changed, skipped=len(chosen) - changed, more=more)
+    return BulkChange(changed, skipped=len(chosen) - changed, more=more, older=older)
 
 
 async def _retry(session: AsyncSession, ids: Collection[int]) -> int:
@@ -155,5 +160,7 @@ def _checked(ids: Collection[int]) -> list[int]:
     return list(dict.fromkeys(job_id for job_id in ids if is_id(job_id, "ids")))
 
 
-async def _ids(session: AsyncSession, statement: Executable, **parameters: Any) -> list[int]:
-    return [row.id for row in await session.execute(statement, parameters)]
+async def _ids(session: AsyncSession, statement: Executable, *, of_name: str | None, limit: int) -> list[int]:
+    if of_name is not None and not is_name(of_name):
+        return []
+    return [row.id for row in await session.execute(statement, {"of_name": of_name, "limit": limit})]

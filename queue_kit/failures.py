@@ -1,19 +1,21 @@
 """Failed jobs, grouped by what went wrong: a thousand failures of one cause are one line."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Row
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from queue_kit import _statements
 from queue_kit._database import Database
-from queue_kit._reach import check_limit, check_words, session_on
+from queue_kit._dialect import nearest_instant
+from queue_kit._reach import check_limit, check_words, is_name, session_on
 
 NEWEST = 2_000
-"""How many failed jobs are looked at, those that failed last: reading one's errors costs some 20 us."""
+"""How many failed jobs are looked at, the newest: reading one's errors costs some 20 us."""
 
 MAX_GROUPS = 1_000
 MAX_HEAD = 200
@@ -31,7 +33,10 @@ _VARIABLE = re.compile(
 @dataclass(frozen=True, slots=True)
 class FailureGroup:
     """Failed jobs of one name whose last error has one class and, but for numbers, ids and quoted words (`…`), one
-    message. The class is "" where no exception was the cause. `last_job_id` failed last, at `last_failed_at`."""
+    message. The class is "" where no exception was the cause. `last_job_id` failed last, at `last_failed_at`.
+
+    `more` tells that there are older failed jobs, at which nobody looked: the count may be larger.
+    """
 
     name: str
     error_class: str
@@ -39,12 +44,14 @@ class FailureGroup:
     count: int
     last_failed_at: datetime
     last_job_id: int
+    more: bool = False
 
 
 async def failure_groups(db: Database, *, name: str | None = None, limit: int = 50) -> list[FailureGroup]:
     """The failed jobs by what went wrong, the largest group first, at most `limit` (1 to 1,000) of them.
 
-    Looks at the 2,000 jobs that failed last, of all names; `name` then picks from these. Raises `ValueError` for a
+    Looks at the 2,000 jobs that failed last, or at the 2,000 newest failed ones of a `name`; when there are others,
+    every group says `more`. Raises `ValueError` for a
     limit out of bounds, `TypeError` for a name that is no text.
 
     >>> async def worst(engine):
@@ -55,13 +62,24 @@ async def failure_groups(db: Database, *, name: str | None = None, limit: int = 
     check_words(name, "name")
     groups: dict[tuple[str, str, str], FailureGroup] = {}
     async with session_on(db, reading=True) as session:
-        rows = (await session.execute(_statements.failed_lately(), {"limit": NEWEST})).all()
+        rows, more = await newest_failures(session, name)
     for row in rows:  # the last to fail first
-        if name is None or row.name == name:
-            key = key_of(row)
-            group = groups.get(key) or FailureGroup(*key, 0, row.updated_at, row.id)
-            groups[key] = replace(group, count=group.count + 1)
+        key = key_of(row)
+        group = groups.get(key) or FailureGroup(*key, 0, nearest_instant(row.updated_at), row.id, more)
+        groups[key] = replace(group, count=group.count + 1)
     return sorted(groups.values(), key=lambda group: -group.count)[:limit]
+
+
+async def newest_failures(session: AsyncSession, name: str | None) -> tuple[Sequence[Row[Any]], bool]:
+    """The newest failed jobs, of a name or of all, the last to fail first; and whether there are others."""
+    if name is None:
+        found = await session.execute(_statements.failed_lately(), {"limit": NEWEST + 1})
+    elif is_name(name):
+        found = await session.execute(_statements.failed_of_name(), {"of_name": name, "limit": NEWEST + 1})
+    else:
+        return [], False
+    rows = found.all()
+    return rows[:NEWEST], len(rows) > NEWEST
 
 
 def key_of(row: Row[Any]) -> tuple[str, str, str]:
@@ -75,8 +93,9 @@ def head_of(message: str) -> str:
     return _VARIABLE.sub(lambda found: f"{found['quote']}…{found['quote']}" if found["quote"] else "…", line)[:MAX_HEAD]
 
 
-def matching(rows: Iterable[Row[Any]], *, name: str | None, error_class: str | None, message: str | None) -> list[int]:
+def matching(rows: Iterable[Row[Any]], *, error_class: str | None, message: str | None) -> list[int]:
     """The ids of the failed jobs that fit."""
-    head = None if message is None else head_of(message)
-    wanted = (name, error_class, head)
-    return [row.id for row in rows if all(each in (None, own) for each, own in zip(wanted, key_of(row), strict=True))]
+    wanted = (error_class, None if message is None else head_of(message))
+    return [
+        row.id for row in rows if all(each in (None, own) for each, own in zip(wanted, key_of(row)[1:], strict=True))
+    ]

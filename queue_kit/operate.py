@@ -1,21 +1,25 @@
 """Looking at jobs and changing their fate, in the caller's transaction or in one of its own."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import JSON, ColumnElement, Row, Select, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from queue_kit import _statements, cron
 from queue_kit._database import Database, check_database
-from queue_kit._reach import MAX_ID, check_limit, check_words, is_id, notify, session_on
+from queue_kit._dialect import UtcDateTime, as_instant, nearest_instant
+from queue_kit._reach import MAX_ID, check_limit, check_words, is_id, is_name, notify, session_on
 from queue_kit._wakeup import CANCEL_CHANNEL, JOB_CHANNEL
-from queue_kit.errors import InvalidJob, JobConflict, JobNotFound
-from queue_kit.job import JobState, check_name
-from queue_kit.models import READY, JobRow
+from queue_kit.errors import JobConflict, JobNotFound
+from queue_kit.job import JobState
+from queue_kit.models import JOBS, READY, JobRow
+
+T = TypeVar("T")
 
 MAX_PAGE = 1_000
 
@@ -84,7 +88,8 @@ async def _conflict(session: AsyncSession, job_id: int) -> JobConflict | JobNotF
 
 
 async def get_job(db: Database, job_id: int) -> JobRow | None:
-    """The job's row as it is now; `None` when there is none. Raises `TypeError` for an id that is no integer.
+    """The job's row as it is now; `None` when there is none. Raises `TypeError` for an id that is no integer, and
+    `ValueError` for a row that Python cannot read, as `list_jobs`.
 
     >>> async def state_of(engine, job_id):
     ...     job = await get_job(engine, job_id)
@@ -98,7 +103,7 @@ async def get_job(db: Database, job_id: int) -> JobRow | None:
 
 
 async def _get(session: AsyncSession, job_id: int) -> JobRow | None:
-    return await session.get(JobRow, job_id, populate_existing=True)
+    return next(iter(await _rows(session, select(JobRow).where(JobRow.id == job_id))), None)
 
 
 async def run_job_now(db: Database, job_id: int) -> None:
@@ -147,33 +152,96 @@ async def list_jobs(
     `cron_name` picks the occurrences of a cron entry, `unique_key` the jobs that held a key. Looking for a rare `name`
     reads back through history until the page is full; `created_after` says how far (ids are taken to grow with time).
     Raises `ValueError` for a limit out of bounds, a state that there is not and a time without a zone, `TypeError` for
-    a filter that is no text or time and an id that is no integer.
+    a filter that is no text or time and an id that is no integer. Also `ValueError` when a row holds what only plain
+    SQL can have written, as a time beyond the year 9999 or JSON too deep: it names the job and the column.
 
     >>> async def failures(engine):
     ...     return await list_jobs(engine, state=JobState.failed, limit=20)
     """
+    filters = {"unique_key": unique_key, "cron_name": cron_name}
+    created = (created_after, created_before)
+    return await _listed(db, _rows, state, {"name": name, **filters}, created, limit, after)
+
+
+async def list_job_texts(
+    db: Database,
+    columns: list[ColumnElement[Any]],
+    *,
+    state: JobState | None = None,
+    words: Mapping[str, str | None],
+    created: tuple[datetime | None, datetime | None] = (None, None),
+    limit: int = 100,
+    after: int | None = None,
+) -> list[Row[Any]]:
+    """The same jobs, as columns that are text where a row may hold what Python cannot: none spoils the list."""
+
+    async def texts(session: AsyncSession, query: Select[Any]) -> list[Row[Any]]:
+        return list((await session.execute(query.with_only_columns(*columns))).all())
+
+    return await _listed(db, texts, state, words, created, limit, after)
+
+
+async def get_job_text(db: Database, job_id: int) -> Row[Any] | None:
+    """All of a job, as such columns."""
+    if not is_id(job_id):
+        return None
+    async with session_on(db, reading=True) as session:
+        return (await session.execute(select(*_statements.job_texts()).where(JobRow.id == job_id))).first()
+
+
+async def _listed(
+    db: Database,
+    found: Callable[[AsyncSession, Select[Any]], Awaitable[list[T]]],
+    state: JobState | None,
+    words: Mapping[str, str | None],
+    created: tuple[datetime | None, datetime | None],
+    limit: int,
+    after: int | None,
+) -> list[T]:
     check_database(db)
     check_limit(limit, MAX_PAGE)
     state = None if state is None else JobState(state)
     query = select(JobRow).order_by(_statements.newest_first(state)).limit(limit)
     if state is not None:
         query = query.where(_statements.in_state(state))
-    for column, word in (("name", name), ("unique_key", unique_key), ("cron_name", cron_name)):
+    for column, word in words.items():
         check_words(word, column)
         if word is not None:
-            try:
-                check_name(word)
-            except InvalidJob:
-                return []  # no job has such a one, and some no database would take
+            if not is_name(word):
+                return []
             query = query.where(getattr(JobRow, column) == word)
     if after is not None:
         is_id(after, "after")
         query = query.where(JobRow.id < min(max(after, 0), MAX_ID))
-    _check_time(created_after, "created_after")
-    _check_time(created_before, "created_before")
+    _check_time(created[0], "created_after")
+    _check_time(created[1], "created_before")
     async with session_on(db, reading=True) as session:
-        query = query.where(*await _created(session, created_after, created_before))
-        return list((await session.scalars(query, execution_options={"populate_existing": True})).all())
+        query = query.where(*await _created(session, *created))
+        return await found(session, query)
+
+
+async def _rows(session: AsyncSession, query: Select[Any]) -> list[JobRow]:
+    try:
+        return list(await session.scalars(query, execution_options={"populate_existing": True}))
+    except (ValueError, OverflowError, RecursionError) as error:
+        texts = await session.execute(query.with_only_columns(*_statements.job_texts()))
+        spoiled = [f"job {row.id}: {name} ({why})" for row in texts for name, why in unreadable(row).items()]
+        raise ValueError(f"Python cannot read what plain SQL wrote: {'; '.join(spoiled[:10]) or error}") from error
+
+
+def unreadable(row: Row[Any]) -> dict[str, str]:
+    """The columns of a row of `job_texts` that Python cannot read, and why."""
+    problems = {}
+    for column in JOBS.columns:
+        text = getattr(row, column.name)
+        try:
+            if text is not None and isinstance(column.type, JSON):
+                json.loads(text)
+            elif text not in (None, "infinity") and isinstance(column.type, UtcDateTime):
+                as_instant(text)
+        except (ValueError, RecursionError) as error:
+            problems[column.name] = str(error)
+    return problems
 
 
 def _check_time(value: object, argument: str) -> None:
@@ -204,7 +272,7 @@ async def _id_at(session: AsyncSession, instant: datetime) -> int:
     while first < behind:
         middle = (first + behind) // 2
         found = (await session.execute(_statements.created_behind(), {"first": middle})).first()
-        if found is None or found.created_at >= instant:
+        if found is None or nearest_instant(found.created_at) >= instant:
             behind = middle
         else:
             first = found.id + 1

@@ -14,11 +14,13 @@ from queue_kit.cli.failures import failures
 from queue_kit.cli.health import check
 from queue_kit.cli.insights import insights
 from queue_kit.cli.jobs import add, jobs, show
+from queue_kit.cli.output import Printing
 from queue_kit.cli.schema import migrate_command
 from queue_kit.cli.work import work
+from queue_kit.cli.workers import workers
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Printing, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="queue-kit")
 def main() -> None:
     """Durable background jobs for asyncio and SQLAlchemy.
@@ -53,5 +55,6 @@ for _command in (
     retry,
     show,
     work,
+    workers,
 ):
     main.add_command(_command)

@@ -8,9 +8,10 @@ from sqlalchemy import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from queue_kit.bulk import MAX_JOBS, BulkChange, cancel_jobs, retry_jobs
-from queue_kit.cli.database import database_option, on_database
+from queue_kit.cli.database import ANSWER, answering, database_option, on_database
 from queue_kit.cli.output import amount, confirm, json_option, print_json, shown
 from queue_kit.errors import JobConflict, JobNotFound
+from queue_kit.failures import NEWEST
 from queue_kit.job import JobState
 from queue_kit.operate import cancel_job, retry_job
 
@@ -44,7 +45,8 @@ def retry(
     """Queue failed or cancelled jobs again: due now, with all their tries.
 
     By ids, at once; or by a filter, after a count and a question. Jobs in conflict are skipped: those in another state,
-    and those whose unique key a live job holds.
+    and those whose unique key a live job holds. A filter looks at the 2,000 jobs that failed last, with --name at the
+    2,000 newest failed ones of that name, and says when there are older ones.
 
     \b
     Example:
@@ -53,7 +55,7 @@ def retry(
       queue-kit retry --state failed --yes
 
     \b
-    With --json: {"changed": 3, "asked": 0, "skipped": 1, "more": false}
+    With --json: {"changed": 3, "asked": 0, "skipped": 1, "more": false, "older": false}
     Exit status: 0, or 1 when ids were given and one of them could not be retried.
     """
     filters = {"state": _state(state), "name": name, "error_class": error_class, "message": message}
@@ -81,7 +83,7 @@ def cancel(
       queue-kit cancel --name email.send --state scheduled
 
     \b
-    With --json: {"changed": 3, "asked": 1, "skipped": 0, "more": false}; those asked count as changed.
+    With --json: {"changed": 3, "asked": 1, "skipped": 0, "more": false, "older": false}; those asked count as changed.
     Exit status: 0, or 1 when ids were given and one of them could not be cancelled.
     """
 
@@ -118,12 +120,14 @@ def _change(
     if ids:
         change = on_database(url, lambda engine: _each(engine, ids, one))
     else:
-        fit = on_database(url, lambda engine: many(engine, **given, limit=limit, dry_run=True))
+        fit = on_database(url, lambda engine: many(engine, **given, limit=limit, dry_run=True), within=ANSWER)
         if fit.changed:
             chosen = ", ".join(f"{key.replace('_', ' ')} {shown(value)}" for key, value in given.items())
             more = f" (more than {limit:,} fit; these first)" if fit.more else ""
             confirm(f"{verb} {amount(fit.changed, 'job')} of {chosen}{more}?", yes=yes)
-        change = on_database(url, lambda engine: many(engine, **given, limit=limit)) if fit.changed else fit
+        change = fit
+        if fit.changed:
+            change = on_database(url, lambda engine: many(engine, **given, limit=limit), within=ANSWER)
     if as_json:
         print_json(change)
     else:
@@ -138,7 +142,8 @@ async def _each(
     changed = asked = 0
     for job_id in ids:
         try:
-            asked += bool(await one(engine, job_id))
+            async with answering(ANSWER):
+                asked += bool(await one(engine, job_id))
             changed += 1
         except (JobNotFound, JobConflict) as error:
             click.echo(str(error), err=True)
@@ -151,4 +156,6 @@ def _told(change: BulkChange, done: str) -> str:
         words += f", {amount(change.asked, 'running job')} asked to end"
     if change.skipped:
         words += f", {amount(change.skipped, 'job')} skipped"
-    return words + (": more fit, run it again" if change.more else "")
+    if change.more:
+        return f"{words}: more fit, run it again"
+    return words + (f": only the newest {NEWEST:,} failed jobs were looked at, there are older ones" * change.older)

@@ -3,7 +3,7 @@
 import click
 from sqlalchemy import URL
 
-from queue_kit.cli.database import database_option, on_database
+from queue_kit.cli.database import ANSWER, database_option, on_database
 from queue_kit.cli.output import json_option, print_json, print_table, shown
 from queue_kit.cron_jobs import list_cron_jobs, pause_cron_job, resume_cron_job, run_cron_job
 
@@ -27,7 +27,7 @@ def cron(context: click.Context, url: URL | None, as_json: bool) -> None:
         return
     if url is None:
         raise click.MissingParameter(ctx=context, param=context.command.params[0])
-    entries = on_database(url, list_cron_jobs)
+    entries = on_database(url, list_cron_jobs, within=ANSWER)
     if as_json:
         print_json(entries)
         return
@@ -58,7 +58,7 @@ def pause(name: str, url: URL) -> None:
     Example:
       queue-kit cron pause report.daily
     """
-    on_database(url, lambda engine: pause_cron_job(engine, name))
+    on_database(url, lambda engine: pause_cron_job(engine, name), within=ANSWER)
     click.echo(f"{shown(name)} is paused")
 
 
@@ -72,7 +72,7 @@ def resume(name: str, url: URL) -> None:
     Example:
       queue-kit cron resume report.daily
     """
-    on_database(url, lambda engine: resume_cron_job(engine, name))
+    on_database(url, lambda engine: resume_cron_job(engine, name), within=ANSWER)
     click.echo(f"{shown(name)} goes on")
 
 
@@ -89,7 +89,7 @@ def run(name: str, url: URL, as_json: bool) -> None:
 
     With --json: {"id": 7}.
     """
-    job_id = on_database(url, lambda engine: run_cron_job(engine, name))
+    job_id = on_database(url, lambda engine: run_cron_job(engine, name), within=ANSWER)
     if as_json:
         print_json({"id": job_id})
     else:

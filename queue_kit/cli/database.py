@@ -1,27 +1,45 @@
 """The database that a command works on: its URL, an engine for it, and errors in words that hold no password."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote, quote_plus
 
 import click
 from sqlalchemy import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from queue_kit import migrate
 from queue_kit._sqlite import sqlite_engine
-from queue_kit._transient import LOCK_NOT_AVAILABLE, sqlstate
+from queue_kit._transient import LOCK_NOT_AVAILABLE, is_transient, sqlstate
 from queue_kit.errors import ConfigurationError, QueueKitError
 
 T = TypeVar("T")
+
+ANSWER = 30.0
+"""Seconds in which a command that looks or changes something has its answer, and any command its connection."""
+
+PROBE = 5.0
+"""The same of a probe: whoever runs it waits for some ten seconds."""
+
+_OPTIONS = {
+    *("host", "port", "user", "password", "passfile", "service", "servicefile", "target_session_attrs"),
+    *("ssl", "direct_tls", "krbsrvname", "gsslib", "statement_cache_size", "prepared_statement_cache_size"),
+}
+"""What a PostgreSQL URL may say after its `?`: what the driver takes as text."""
 
 _DRIVERS = {"postgres": "postgresql+asyncpg", "postgresql": "postgresql+asyncpg", "sqlite": "sqlite+aiosqlite"}
 _FORMS = (
     "postgresql://user:password@host/name"  # pragma: allowlist secret
     " (other characters than letters and digits as %XX) or sqlite:///path"
 )
+
+
+class NoAnswer(TimeoutError):
+    """The database said nothing for too long."""
 
 
 def _read_option(_context: click.Context, _option: click.Parameter, text: str | None) -> URL | None:
@@ -56,26 +74,70 @@ def read_url(text: str) -> URL:
     driver = _DRIVERS.get(url.drivername, url.drivername)
     if driver not in _DRIVERS.values():
         raise ConfigurationError(f"the queue runs on postgresql and sqlite, not on {url.drivername}")
+    if url.port is not None and not 0 < url.port < 2**16:
+        raise ConfigurationError(f"the database URL's port is from 1 to 65535; the URL looks like {_FORMS}")
     if "sslmode" in url.query:  # as libpq and most hosters spell it
         url = url.update_query_dict({"ssl": url.query["sslmode"]}).difference_update_query(["sslmode"])
+    if driver == _DRIVERS["postgresql"] and url.query.keys() - _OPTIONS:
+        options = ", ".join(sorted(_OPTIONS))
+        raise ConfigurationError(f"the database URL has an option after ? that there is not; there are {options}")
     return url.set(drivername=driver)
 
 
-def engine_for(url: URL) -> AsyncEngine:
-    """An engine for a URL of `read_url`."""
+def engine_for(url: URL, *, create: bool = False) -> AsyncEngine:
+    """An engine for a URL of `read_url`. A mistyped path must not become an empty database: only `create` makes one."""
     if url.get_backend_name() == "sqlite":
-        return sqlite_engine(url.database or "")
+        path = url.database or ""
+        engine = sqlite_engine(path)
+        if not create and not Path(path).exists():
+            raise ConfigurationError(
+                f"there is no file {path!r}, so the queue's tables are missing: run `queue-kit migrate`, which makes it"
+            )
+        return engine
     # Behind a transaction pooler, statements that an earlier command prepared would be in the way of this one's.
-    return create_async_engine(url, connect_args={"statement_cache_size": 0, "prepared_statement_cache_size": 0})
+    driver = {"timeout": ANSWER, "statement_cache_size": 0, "prepared_statement_cache_size": 0}
+    return create_async_engine(url, connect_args=driver)
 
 
-def on_database(url: URL, action: Callable[[AsyncEngine], Awaitable[T]]) -> T:
+@asynccontextmanager
+async def answering(within: float | None) -> AsyncIterator[None]:
+    """Around what the database answers within so many seconds; else `NoAnswer`."""
+    patience = asyncio.timeout(within)
+    try:
+        async with patience:
+            yield
+    except TimeoutError as error:
+        if patience.expired():
+            raise NoAnswer(f"the database did not answer within {within:g} s") from error
+        raise
+
+
+async def reach(engine: AsyncEngine, action: Callable[[AsyncEngine], Awaitable[T]], *, within: float | None) -> T:
+    """Do something on the database. When the reason that it failed is the schema, the error is a `SchemaMismatch`."""
+    try:
+        async with answering(within):
+            return await action(engine)
+    except DBAPIError as error:
+        if not is_transient(error):
+            with suppress(OSError, DBAPIError):  # the first error says more than that nobody can look any more
+                async with answering(PROBE), engine.connect() as connection:
+                    await migrate.check_schema(connection)
+        raise
+
+
+def on_database(
+    url: URL,
+    action: Callable[[AsyncEngine], Awaitable[T]],
+    *,
+    within: float | None = None,
+    create: bool = False,
+) -> T:
     """Run an action on the database; its errors become a line, and exit status 1."""
 
     async def run() -> T:
-        engine = engine_for(url)
+        engine = engine_for(url, create=create)
         try:
-            return await action(engine)
+            return await reach(engine, action, within=within)
         finally:
             await engine.dispose()
 
@@ -89,8 +151,10 @@ def on_database(url: URL, action: Callable[[AsyncEngine], Awaitable[T]]) -> T:
 
 def words(error: Exception) -> str:
     """An error as a line for people."""
-    if isinstance(error, QueueKitError | ValueError):
+    if isinstance(error, QueueKitError | ValueError | NoAnswer):
         return str(error)
+    if isinstance(error, TimeoutError):
+        return "the database did not answer in time"
     if sqlstate(error) == LOCK_NOT_AVAILABLE:
         return (
             f"a transaction held a lock of the queue's tables for longer than {migrate.LOCK_TIMEOUT}, so nothing was "

@@ -3,7 +3,7 @@
 import click
 from sqlalchemy import URL
 
-from queue_kit.cli.database import database_option, on_database
+from queue_kit.cli.database import ANSWER, database_option, on_database
 from queue_kit.cli.output import json_option, print_json, print_table
 from queue_kit.failures import MAX_GROUPS, NEWEST, failure_groups
 
@@ -11,7 +11,8 @@ from queue_kit.failures import MAX_GROUPS, NEWEST, failure_groups
 @click.command(
     help=f"""Show the failed jobs by what went wrong, the largest group first.
 
-    It looks at the {NEWEST:,} jobs that failed last. Numbers, ids and quoted words of a message are …: what differs
+    It looks at the {NEWEST:,} jobs that failed last, with --name at the {NEWEST:,} newest failed ones of that name, and
+    says when there are others. Numbers, ids and quoted words of a message are …: what differs
     from job to job.
 
     \b
@@ -19,7 +20,7 @@ from queue_kit.failures import MAX_GROUPS, NEWEST, failure_groups
       queue-kit failures
       queue-kit retry --name email.send --error-class KeyError
 
-    With --json: a list of {{"name", "error_class", "message", "count", "last_failed_at", "last_job_id"}}.
+    With --json: a list of {{"name", "error_class", "message", "count", "last_failed_at", "last_job_id", "more"}}.
     """
 )
 @database_option()
@@ -28,7 +29,7 @@ from queue_kit.failures import MAX_GROUPS, NEWEST, failure_groups
 @json_option
 def failures(url: URL, name: str | None, limit: int, as_json: bool) -> None:
     """Print the groups."""
-    groups = on_database(url, lambda engine: failure_groups(engine, name=name, limit=limit))
+    groups = on_database(url, lambda engine: failure_groups(engine, name=name, limit=limit), within=ANSWER)
     if as_json:
         print_json(groups)
         return
@@ -39,3 +40,5 @@ def failures(url: URL, name: str | None, limit: int, as_json: bool) -> None:
             for each in groups
         ],
     )
+    if groups and groups[0].more:
+        click.echo(f"more: only the newest {NEWEST:,} failed jobs were looked at", err=True)

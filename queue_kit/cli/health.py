@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from queue_kit._health import Finding, examine
 from queue_kit._transient import is_transient
-from queue_kit.cli.database import database_option, masked, on_database, words
+from queue_kit.cli.database import PROBE, answering, database_option, masked, on_database, words
 from queue_kit.cli.output import json_option, print_json, shown
 from queue_kit.fleet import WorkerInfo, list_workers
 
@@ -37,7 +37,7 @@ def check(url: URL, worker: str | None, as_json: bool) -> None:
     connections left, old transactions, dead rows, missing indexes.
 
     With --worker, tell whether a worker is alive: whether it said so within the last 45 seconds. A database that does
-    not answer is not its fault, so that alone is no failure.
+    not answer is not its fault, so that alone is no failure. Either waits 5 seconds for the database.
 
     \b
     Example:
@@ -48,7 +48,10 @@ def check(url: URL, worker: str | None, as_json: bool) -> None:
     With --json: {"ok": true, "findings": [{"about": "schema", "ok": true, "words": "..."}]}
     Exit status: 0 all is well, 1 something is not, 2 wrong usage.
     """
-    findings = on_database(url, examine) if worker is None else on_database(url, lambda engine: _alive(engine, worker))
+    if worker is None:
+        findings = on_database(url, examine, within=PROBE)
+    else:
+        findings = on_database(url, lambda engine: _alive(engine, worker))
     ok = all(finding.ok for finding in findings)
     if as_json:
         print_json(_Report(ok, findings))
@@ -62,7 +65,8 @@ def check(url: URL, worker: str | None, as_json: bool) -> None:
 
 async def _alive(engine: AsyncEngine, wanted: str) -> list[Finding]:
     try:
-        workers = await list_workers(engine)
+        async with answering(PROBE):
+            workers = await list_workers(engine)
     except Exception as error:
         if not is_transient(error):
             raise

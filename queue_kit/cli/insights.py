@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,14 +14,17 @@ import click
 from sqlalchemy import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from queue_kit.cli.database import database_option, engine_for, masked, on_database, words
-from queue_kit.cli.output import amount, json_option, plain, print_json, shown, span, table
+from queue_kit.cli.database import ANSWER, database_option, engine_for, masked, on_database, reach, words
+from queue_kit.cli.output import MAX_CELL, amount, cut, json_option, plain, print_json, shown, span, table
 from queue_kit.fleet import list_workers
 from queue_kit.history import ThroughputPoint, throughput_by_name
 from queue_kit.operate import Insights, NameInsights, queue_insights
 
 MINUTES = 5
 """Over which rates are taken."""
+
+SHORTEST = 8
+"""Characters of a name that are shown at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,7 @@ def insights(url: URL, watch: bool, interval: float, as_json: bool) -> None:
     well, one such object a line.
     """
     if not watch:
-        overview = on_database(url, _look)
+        overview = on_database(url, _look, within=ANSWER)
         if as_json:
             print_json(_as_dict(overview))
         else:
@@ -83,7 +87,7 @@ async def _watch(url: URL, interval: float, show: Callable[[_Overview | str], No
         while True:
             began = time.monotonic()
             try:
-                show(await _look(engine))
+                show(await reach(engine, _look, within=ANSWER))
             except Exception as error:  # noqa: BLE001 - it may pass, and whoever watches waits for that
                 show(f"no answer: {shown(masked(words(error), url))}")
             await asyncio.sleep(max(interval - (time.monotonic() - began), 0.05))
@@ -101,7 +105,8 @@ def _screen(*, as_json: bool) -> Iterator[Callable[[_Overview | str], None]]:
         else:
             if sys.stdout.isatty():
                 click.clear()
-            click.echo("\n".join(_lines(seen)) + "\n")
+            width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+            click.echo("\n".join(_lines(seen, width)) + "\n")
 
     try:
         from rich.live import Live
@@ -113,10 +118,16 @@ def _screen(*, as_json: bool) -> Iterator[Callable[[_Overview | str], None]]:
         yield in_lines
         return
     with Live(auto_refresh=False, screen=True) as live:
-        yield lambda seen: live.update(Text("\n".join(map(click.unstyle, _lines(seen)))), refresh=True)
+
+        def on_screen(seen: _Overview | str) -> None:
+            lines = map(click.unstyle, _lines(seen, live.console.width))
+            live.update(Text("\n".join(lines), no_wrap=True, overflow="ellipsis"), refresh=True)
+
+        yield on_screen
 
 
-def _lines(overview: _Overview | str) -> list[str]:
+def _lines(overview: _Overview | str, width: int | None = None) -> list[str]:
+    """What there is to see; on a terminal of some width, names are cut for the figures beside them."""
     if isinstance(overview, str):
         return [overview]
     total, (done, bad) = overview.insights, overview.rates()
@@ -127,16 +138,23 @@ def _lines(overview: _Overview | str) -> list[str]:
     ]
     if total.unhandled_names:
         lines.append(f"no live worker runs: {shown(', '.join(total.unhandled_names))}")
-    headings = ("NAME", "DUE", "SCHEDULED", "RUNNING", "FAILED", "OLDEST DUE", "DONE/MIN", "FAILED/MIN", "MEAN RUN")
-    return [*lines, "", *table(headings, [_row(overview, name) for name in overview.names])]
+    headings = ("NAME", "DUE", "LATER", "RUNNING", "FAILED", "OLDEST", "DONE/MIN", "BAD/MIN", "MEAN")
+    names = [shown(name) for name in overview.names]
+    figures = [_figures(overview, name) for name in overview.names]
+    found = table(headings, [(name, *beside) for name, beside in zip(names, figures, strict=True)])
+    if width is not None:
+        widest = max(len(click.unstyle(line)) for line in found)
+        longest = max([*(min(len(name), MAX_CELL) for name in names), SHORTEST])
+        most = max(longest - max(widest - width, 0), SHORTEST)
+        found = table(headings, [(cut(name, most), *beside) for name, beside in zip(names, figures, strict=True)])
+    return [*lines, "", *found]
 
 
-def _row(overview: _Overview, name: str) -> tuple[object, ...]:
+def _figures(overview: _Overview, name: str) -> tuple[object, ...]:
     counts = overview.insights.by_name.get(name, NameInsights())
     done, bad = overview.rates(name)
     point = overview.recent.get(name)
     return (
-        name,
         counts.pending,
         counts.scheduled,
         counts.running,

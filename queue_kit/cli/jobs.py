@@ -1,19 +1,19 @@
 """`queue-kit add`, `jobs` and `show`: adding a job and looking at jobs."""
 
 import json
-import sys
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import click
-from sqlalchemy import URL
+from sqlalchemy import URL, Row
 
-from queue_kit.cli.database import database_option, on_database
-from queue_kit.cli.output import job_as_dict, json_option, print_json, print_table, shown
+from queue_kit._statements import job_heads, job_texts
+from queue_kit.cli.database import ANSWER, database_option, on_database
+from queue_kit.cli.output import json_option, print_json, print_table, read_stdin, shown
+from queue_kit.cli.records import record, time
 from queue_kit.enqueue import add_job
 from queue_kit.job import DEFAULT_PRIORITY, JobState
-from queue_kit.models import JobRow
-from queue_kit.operate import MAX_PAGE, get_job, list_jobs
+from queue_kit.operate import MAX_PAGE, get_job_text, list_job_texts
 
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
@@ -63,7 +63,7 @@ def add(
 
     With --json: {"id": 7}, or {"id": null} when a live job holds the key, which is no error.
     """
-    text = sys.stdin.read() if data == "-" else data
+    text = read_stdin() if data == "-" else data
     try:
         payload = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -80,6 +80,7 @@ def add(
             handler_timeout=timeout,
             max_retry_count=max_retry_count,
         ),
+        within=ANSWER,
     )
     if as_json:
         print_json({"id": job_id})
@@ -125,25 +126,24 @@ def jobs(
     """
     rows = on_database(
         url,
-        lambda engine: list_jobs(
+        lambda engine: list_job_texts(
             engine,
+            job_texts() if as_json else job_heads(),
             state=None if state is None else JobState(state),
-            name=name,
-            unique_key=unique_key,
-            cron_name=cron_name,
-            created_after=since,
-            created_before=until,
+            words={"name": name, "unique_key": unique_key, "cron_name": cron_name},
+            created=(since, until),
             limit=limit,
             after=after,
         ),
+        within=ANSWER,
     )
     if as_json:
-        print_json([job_as_dict(row) for row in rows])
+        print_json([record(row) for row in rows])
         return
     print_table(
         ("ID", "STATE", "NAME", "PRIORITY", "TRIES", "DUE (UTC)", "LAST ERROR"),
         [
-            (row.id, row.state, row.name, row.priority, row.retry_count, row.scheduled_at, _last_error(row))
+            (row.id, row.state, row.name, row.priority, row.retry_count, time(row.scheduled_at), _last_error(row))
             for row in rows
         ],
     )
@@ -151,8 +151,10 @@ def jobs(
         click.echo(f"more: --after {rows[-1].id}", err=True)
 
 
-def _last_error(row: JobRow) -> str | None:
-    return _head(row.errors[-1]) if isinstance(row.errors, list) and row.errors else None
+def _last_error(row: Row[Any]) -> str | None:
+    if row.error_class is not None:
+        return _head({"class": row.error_class, "message": row.message or ""})
+    return _head({"reason": row.reason}) if row.reason else None
 
 
 def _head(error: Any) -> str:
@@ -176,43 +178,49 @@ def show(job_id: int, url: URL, as_json: bool) -> None:
       queue-kit show 1234
       queue-kit show 1234 --json | jq .errors[-1].traceback
 
-    With --json: an object with the job's columns and its state; times in UTC.
+    With --json: an object with the job's columns and its state; times in UTC. "unreadable" has the columns
+    that only plain SQL can have written so, and why Python cannot read them.
     """
-    row = on_database(url, lambda engine: get_job(engine, job_id))
+    row = on_database(url, lambda engine: get_job_text(engine, job_id), within=ANSWER)
     if row is None:
         raise click.ClickException(f"there is no job with id {job_id}")
+    job = record(row)
     if as_json:
-        print_json(job_as_dict(row))
+        print_json(job)
         return
-    click.echo(click.style(f"job {row.id} {shown(row.name)}: {row.state}", bold=True))
-    for label, value in _facts(row):
+    click.echo(click.style(f"job {job_id} {shown(job['name'])}: {job['state']}", bold=True))
+    for label, value in _facts(job):
         if value is not None:
             click.echo(f"  {label:<14} {shown(value)}")
     click.echo("payload")
-    _indented(json.dumps(row.data, indent=2))
-    for error in row.errors if isinstance(row.errors, list) else []:
+    _indented(json.dumps(job["data"], indent=2))
+    for error in job["errors"] if isinstance(job["errors"], list) else []:
         at, number = (error.get("at"), error.get("try")) if isinstance(error, dict) else (None, None)
         click.echo(click.style(f"error in try {shown(number)} at {shown(at)}", bold=True))
         _indented(_head(error))
         if isinstance(error, dict) and error.get("traceback"):
             _indented(str(error["traceback"]))
+    for column, why in job["unreadable"].items():
+        click.echo(click.style(f"{column} cannot be read: {shown(why)}", bold=True))
 
 
-def _facts(row: JobRow) -> list[tuple[str, object]]:
-    tries = f"{row.retry_count} failed" + ("" if row.max_retry_count is None else f" of {row.max_retry_count}")
+def _facts(job: dict[str, Any]) -> list[tuple[str, object]]:
+    most, timeout, runs = job["max_retry_count"], job["handler_timeout"], job["state"] == JobState.running
+    tries = f"{job['retry_count']} failed" + ("" if most is None else f" of {most}")
     return [
-        ("created", row.created_at),
-        ("due", row.scheduled_at),
-        ("cron tick", row.cron_tick),
-        ("changed", row.updated_at),
-        ("leased until", row.lease_until if row.state is JobState.running else None),
-        ("priority", row.priority),
+        ("created", job["created_at"]),
+        ("due", job["scheduled_at"]),
+        ("cron tick", job["cron_tick"]),
+        ("changed", job["updated_at"]),
+        ("leased until", job["lease_until"] if runs else None),
+        ("worker", job["worker_id"] if runs else None),
+        ("priority", job["priority"]),
         ("tries", tries),
-        ("leases lost", row.lost or None),
-        ("timeout", None if row.handler_timeout is None else f"{row.handler_timeout:g} s"),
-        ("unique key", row.unique_key),
-        ("cron entry", row.cron_name),
-        ("asked to end", "yes" if row.cancel_requested else None),
+        ("leases lost", job["lost"] or None),
+        ("timeout", None if timeout is None else f"{timeout:g} s"),
+        ("unique key", job["unique_key"]),
+        ("cron entry", job["cron_name"]),
+        ("asked to end", "yes" if job["cancel_requested"] else None),
     ]
 
 

@@ -3,11 +3,14 @@ terminal with its control characters.
 """
 
 import dataclasses
+import errno
+import io
 import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -15,7 +18,6 @@ from uuid import UUID
 import click
 
 from queue_kit.job import printable
-from queue_kit.models import JobRow
 
 json_option: Callable[[Callable[..., None]], Callable[..., None]] = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON, for scripts."
@@ -48,17 +50,6 @@ def plain(value: Any) -> Any:
             return value
 
 
-_COLUMNS = (
-    *("id", "name", "priority", "scheduled_at", "created_at", "updated_at", "cron_tick", "cron_name", "unique_key"),
-    *("retry_count", "lost", "max_retry_count", "handler_timeout", "cancel_requested", "data", "errors"),
-)
-
-
-def job_as_dict(row: JobRow) -> dict[str, Any]:
-    """A job as `--json` shows it."""
-    return {"state": row.state.value, **{column: getattr(row, column) for column in _COLUMNS}}
-
-
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table."""
     for line in table(headings, rows):
@@ -83,8 +74,12 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str
 def _cell(value: object) -> str:
     if value is None:
         return "-"
-    text = shown(value)
-    return text if len(text) <= MAX_CELL else f"{text[: MAX_CELL - 1]}…"
+    return cut(shown(value), MAX_CELL)
+
+
+def cut(text: str, most: int) -> str:
+    """The beginning of a text that is too long, with a mark."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _is_number(text: str) -> bool:
@@ -119,10 +114,43 @@ def amount(count: int, thing: str) -> str:
     return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
+class Printing(click.Group):
+    """A group of commands whose output may have nowhere to go, which is told in a line."""
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:  # noqa: D102 - click's, which prints its help here
+        with _somewhere_to_print():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: D102 - click's
+        with _somewhere_to_print():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _somewhere_to_print() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EIO, errno.EDQUOT):
+            raise
+        sys.stdout = io.StringIO()  # or Python tries once more at its exit, and complains
+        raise click.ClickException(f"the output cannot be written: {error.strerror}") from None
+
+
+def read_stdin() -> str:
+    """All of stdin, as text."""
+    if sys.stdin is None:
+        raise click.UsageError("stdin is closed, so nothing can be read from it")
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"stdin has bytes that are no {error.encoding} text, at {error.start}") from None
+
+
 def confirm(question: str, *, yes: bool) -> None:
     """Ask before many jobs are changed; without a terminal to ask on, `--yes` must have been given."""
     if yes:
         return
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         raise click.UsageError(f"{question} Say --yes: there is no terminal to ask on")
-    click.confirm(question, abort=True)
+    click.confirm(question, abort=True, err=True)  # stdout may be a script's

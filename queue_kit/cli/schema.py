@@ -23,7 +23,7 @@ def migrate_command(url: URL) -> None:
         await migrate.upgrade(engine)
         return before, await migrate.schema_version(engine)
 
-    before, after = on_database(url, upgrade)
+    before, after = on_database(url, upgrade, create=True)
     if before == after:
         click.echo(f"the schema is at version {after} already")
     else:

@@ -5,7 +5,19 @@ from datetime import timedelta
 
 import pytest
 
-from queue_kit import Discard, FailureGroup, Handlers, QueueWorker, add_job, failure_groups, failures
+from queue_kit import (
+    BulkChange,
+    Discard,
+    FailureGroup,
+    Handlers,
+    JobState,
+    QueueWorker,
+    add_job,
+    cancel_jobs,
+    failure_groups,
+    failures,
+    retry_jobs,
+)
 from queue_kit.failures import head_of
 from tests.database.clock import WAYS, reach
 from tests.database.running import job_in, raw
@@ -87,7 +99,41 @@ async def test_only_so_many_of_the_last_failures_are_looked_at(engine, monkeypat
     monkeypatch.setattr(failures, "NEWEST", 3)
     for number in range(5):
         await failed(engine, name=f"n{number}", seconds_ago=100 - number)
-    assert sorted(group.name for group in await failure_groups(engine)) == ["n2", "n3", "n4"]
+    groups = await failure_groups(engine)
+    assert sorted((group.name, group.more) for group in groups) == [("n2", True), ("n3", True), ("n4", True)]
+
+
+async def test_failures_of_others_do_not_hide_those_of_a_name(engine, monkeypatch):
+    monkeypatch.setattr(failures, "NEWEST", 3)
+    ours = [await failed(engine, name="rare", seconds_ago=100 - number) for number in range(3)]
+    for _ in range(4):
+        await failed(engine, name="often")
+    (group,) = await failure_groups(engine, name="rare")
+    assert (group.count, group.last_job_id, group.more) == (3, ours[-1], False)
+    (group,) = await failure_groups(engine, name="often")
+    assert (group.count, group.more) == (3, True)
+    assert await retry_jobs(engine, name="rare", error_class="KeyError") == BulkChange()
+    assert await retry_jobs(engine, name="often", error_class="KeyError") == BulkChange(older=True)
+    assert await retry_jobs(engine, name="rare", dry_run=True) == BulkChange(changed=3)
+    assert await retry_jobs(engine, name="rare") == BulkChange(changed=3)
+    assert await retry_jobs(engine, name="often") == BulkChange(changed=3, older=True)
+
+
+async def test_a_name_that_no_job_can_have_finds_nothing(engine):
+    await failed(engine)
+    for name in ("\0", "\ud800", "n" * 10_000):
+        assert await failure_groups(engine, name=name) == []
+        for state in (None, JobState.cancelled):
+            assert await retry_jobs(engine, state=state, name=name) == BulkChange()
+        assert await cancel_jobs(engine, name=name) == BulkChange()
+
+
+@pytest.mark.parametrize("time", ["0044-03-15 BC", "12000-01-01", "infinity", "-infinity"])
+async def test_a_time_that_python_cannot_hold_hides_no_failures(pg_engine, time):
+    job_id = await failed(pg_engine)
+    await raw(pg_engine, f"UPDATE queue_kit_job SET updated_at = '{time}' WHERE id = {job_id}")
+    (group,) = await failure_groups(pg_engine)
+    assert group.last_failed_at.year in (1, 9999)
 
 
 @pytest.mark.parametrize(

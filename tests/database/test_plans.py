@@ -151,6 +151,7 @@ PRUNE = Call(_statements.prune(), {"first": 1, "last": 10_000, "days": 30.0, "fa
 
 OPERATING = {
     "failed lately": Call(_statements.failed_lately(), {"limit": 500}),
+    "failed of a name": Call(_statements.failed_of_name(), {"of_name": "name.1", "limit": 500}),
     "cancelled": Call(_statements.cancelled_ids(), {"of_name": "name.1", "limit": 100}),
     "cancel many": Call(_statements.cancel_many(), {"job_ids": as_batch([LEASED_ID, LEASED_ID + 1])}),
     "retry many": Call(_statements.retry_many(), {"job_ids": as_batch([50, 100])}),

@@ -1,5 +1,8 @@
 """Columns that only plain SQL can have written: each harms its own job or entry, and nothing stops."""
 
+import json
+from datetime import timedelta
+
 import pytest
 
 from queue_kit import (
@@ -10,10 +13,12 @@ from queue_kit import (
     QueueWorker,
     add_job,
     add_jobs,
+    get_job,
+    list_jobs,
     queue_insights,
     register_cron_jobs,
 )
-from tests.database.clock import far, make_due, occurrence
+from tests.database.clock import database_now, far, make_due, occurrence
 from tests.database.running import raw
 from tests.support import Recorder, row_of, until
 
@@ -82,3 +87,49 @@ async def test_a_time_that_python_cannot_hold_fails_its_own_job(pg_engine, jobs,
     assert status == 3
     assert "the row cannot be read" in errors
     assert [(await row_of(pg_engine, job_id)).state for job_id in good] == [JobState.completed] * 2
+
+
+# --- looking ----------------------------------------------------------------------------------------------------------
+
+DEEP = "[" * 3_000 + "]" * 3_000
+"""Too deep for some versions of Python."""
+HUGE = "9" * 6_000
+BEYOND_PYTHON = [
+    ("scheduled_at", "12000-01-01"),
+    ("created_at", "0044-03-15 BC"),
+    ("data", f'{{"n": {HUGE}}}'),
+    ("trace_context", f"[{HUGE}]"),
+    ("errors", f"[{HUGE}]"),
+]
+
+
+try:
+    json.loads(DEEP)
+except RecursionError:
+    BEYOND_PYTHON += [("data", DEEP), ("trace_context", DEEP)]
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), BEYOND_PYTHON, ids=[f"{column}-{at}" for at, (column, _) in enumerate(BEYOND_PYTHON)]
+)
+async def test_what_cannot_be_read_is_named_with_its_job(engine, column, value):
+    good = await add_job(engine, "a")
+    bad = await add_job(engine, "b")
+    await raw(engine, f"UPDATE queue_kit_job SET {column} = '{value}' WHERE id = {bad}")
+    with pytest.raises(ValueError, match=rf"job {bad}: {column} \("):
+        await list_jobs(engine)
+    with pytest.raises(ValueError, match=rf"job {bad}: {column} \("):
+        await get_job(engine, bad)
+    assert [row.id for row in await list_jobs(engine, name="a")] == [good]
+    async with engine.connect() as connection:  # the caller's goes on
+        with pytest.raises(ValueError, match=column):
+            await list_jobs(connection)
+        assert (await get_job(connection, good)).id == good
+
+
+async def test_an_unreadable_time_of_creation_does_not_stop_a_search_by_time(pg_engine):
+    first = await add_job(pg_engine, "a")
+    await raw(pg_engine, f"UPDATE queue_kit_job SET created_at = '12000-01-01' WHERE id = {first}")
+    last = await add_job(pg_engine, "b")
+    an_hour_ago = await database_now(pg_engine) - timedelta(hours=1)
+    assert [row.id for row in await list_jobs(pg_engine, name="b", created_after=an_hour_ago)] == [last]

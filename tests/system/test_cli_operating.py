@@ -16,16 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click import unstyle
 from click.testing import CliRunner, Result
 from sqlalchemy import text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from queue_kit import CronJob, Handlers, JobState, QueueWorker, _health, add_job, register_cron_jobs
+from queue_kit import CronJob, Handlers, JobState, QueueWorker, _health, add_job, register_cron_jobs, sqlite_engine
 from queue_kit.cli import main
+from queue_kit.cli.database import PROBE
 from queue_kit.models import WORKERS
 from tests.conftest import sqlite_url
 from tests.database.clock import database_now, far, occurrence
 from tests.database.running import job_in, raw
+from tests.proxy import Proxy, url_through
 from tests.support import change, row_of, until
 
 VARIABLE = "QUEUE_KIT_DATABASE_URL"
@@ -156,6 +159,11 @@ async def test_a_job_is_shown_whole_as_json_and_an_unknown_one_is_an_error(engin
     assert (shown["id"], shown["state"], shown["handler_timeout"]) == (job_id, "failed", "Infinity")
     assert shown["errors"] == error()
     assert shown["scheduled_at"].endswith("+00:00")
+    assert (shown["worker_id"], shown["lease_until"], shown["unreadable"]) == (None, None, {})
+    runs = await job_in(engine, "running")
+    worker = json.loads(await cli("show", str(runs), "--json"))["worker_id"]
+    assert worker is not None
+    assert f"worker         {worker}" in await cli("show", str(runs))
     assert "there is no job with id 999" in await cli("show", "999", status=1)
     assert "of 3" in await cli("show", str(job_id))
 
@@ -187,6 +195,51 @@ async def test_a_record_that_somebody_spoiled_is_still_shown(engine, cli, errors
     await change(engine, job_id, errors=errors)
     assert "failed" in await cli("show", str(job_id))
     assert "failed" in await cli("jobs")
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        *[(column, value) for column in ("data", "errors") for value in ("[" * 3_000 + "]" * 3_000,)],
+        ("trace_context", "9" * 6_000),
+        ("data", "[" * 500 + "]" * 500),
+        ("data", "9" * 6_000),
+        *[(column, "12000-01-01") for column in ("scheduled_at", "created_at", "updated_at", "lease_until")],
+    ],
+    ids=lambda value: value[:12],
+)
+async def test_what_python_cannot_read_hides_no_other_job(engine, cli, column, value):
+    good, bad = [await job_in(engine, "failed", name="mail", errors=error()) for _ in range(2)]
+    await raw(engine, f"UPDATE queue_kit_job SET {column} = '{value}' WHERE id = {bad}")
+    said = await cli("jobs", "--since", "1h", "--state", "failed") if column != "created_at" else await cli("jobs")
+    assert [line.split()[0] for line in said.splitlines()[1:]] == [str(bad), str(good)]
+    listed = json.loads(await cli("jobs", "--json"))
+    assert [job["id"] for job in listed] == [bad, good]
+    assert listed[1]["unreadable"] == {}
+    assert json.loads(await cli("show", str(bad), "--json")) == listed[0]
+    told = await cli("show", str(bad))
+    if value.startswith("12000"):
+        assert listed[0][column].startswith("12000-01-01")
+    elif len(value) > 1_000:
+        assert f"{column} cannot be read" in told
+        assert list(listed[0]["unreadable"]) == [column]
+    assert "mail" in await cli("failures")
+
+
+async def test_text_that_is_no_json_hides_no_other_job(sqlite_path):
+    engine = sqlite_engine(sqlite_path)
+    good, bad = [await job_in(engine, "failed", name="mail") for _ in range(2)]
+    await raw(engine, f"UPDATE queue_kit_job SET data = 'not json', scheduled_at = 'soon' WHERE id = {bad}")
+    await engine.dispose()
+    runs = [["jobs"], ["jobs", "--json"], ["failures"], ["show", str(bad)]]
+    found = [
+        await asyncio.to_thread(CliRunner().invoke, main, command, env={VARIABLE: sqlite_url(sqlite_path)})
+        for command in runs
+    ]
+    assert [result.exit_code for result in found] == [0] * 4
+    assert [job["id"] for job in json.loads(found[1].stdout)] == [bad, good]
+    assert "data cannot be read" in found[3].output
+    assert "soon" in found[3].output
 
 
 # --- retry and cancel -------------------------------------------------------------------------------------------------
@@ -222,14 +275,51 @@ async def test_a_filter_counts_and_asks_first(engine, cli, monkeypatch):
     assert await cli("retry", "--error-class", "KeyError") == "0 jobs retried\n"
 
 
+async def test_a_question_is_not_part_of_what_a_script_reads(engine, database_url, monkeypatch):
+    await job_in(engine, "failed", name="mail")
+    monkeypatch.setattr(
+        "queue_kit.cli.output.sys", type("Terminal", (), {"stdin": type("In", (), {"isatty": lambda: True})})
+    )
+    command = ["retry", "--name", "mail", "--json"]
+    result = await asyncio.to_thread(CliRunner().invoke, main, command, env={VARIABLE: database_url}, input="y\n")
+    assert json.loads(result.stdout)["changed"] == 1
+    assert "retry 1 job of name mail?" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "problem"),
+    [
+        ("add a - <&-", 2, "stdin is closed"),
+        ("retry --name a <&-", 2, "there is no terminal to ask on"),
+        ("printf '\"\\377\"' | {} add a -", 2, "stdin has bytes that are no utf-8 text"),
+        ("jobs >/dev/full", 1, "the output cannot be written: No space left on device"),
+        ("--help >/dev/full", 1, "the output cannot be written: No space left on device"),
+    ],
+)
+async def test_a_terminal_that_is_not_there_is_told_in_a_line(sqlite_path, command, status, problem):
+    engine = sqlite_engine(sqlite_path)
+    await job_in(engine, "failed")
+    await engine.dispose()
+    program = f"{sys.executable} -m queue_kit"
+    line = command.format(program) if "{}" in command else f"{program} {command}"
+    environment = {**os.environ, VARIABLE: sqlite_url(sqlite_path), "PYTHONUTF8": "1"}
+    environment["PYTHONIOENCODING"] = "utf-8"
+    done = await asyncio.to_thread(
+        subprocess.run, ["sh", "-c", line], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, problem in done.stderr) == (status, True), done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
 async def test_a_filter_changes_what_fits_and_tells_a_script(engine, cli):
     await job_in(engine, "cancelled")
     for state in ("scheduled", "ready", "running"):
         await job_in(engine, state)
     done = json.loads(await cli("cancel", "--name", "a", "--yes", "--json"))
-    assert done == {"changed": 3, "asked": 1, "skipped": 0, "more": False}
+    assert done == {"changed": 3, "asked": 1, "skipped": 0, "more": False, "older": False}
     done = json.loads(await cli("retry", "--state", "cancelled", "--yes", "--json"))
-    assert done == {"changed": 3, "asked": 0, "skipped": 0, "more": False}
+    assert done == {"changed": 3, "asked": 0, "skipped": 0, "more": False, "older": False}
     for command in (("retry",), ("cancel",), ("retry", "1", "--name", "a"), ("cancel", "1", "--state", "ready")):
         assert "give either ids or a filter" in await cli(*command, status=2)
 
@@ -263,6 +353,16 @@ async def test_failures_and_insights_tell_a_script(engine, cli):
     assert overview["by_name"]["mail"]["failed"] == 1
     assert overview["by_name"]["pdf"]["oldest_due_seconds"] >= 0
     assert "no live worker runs: pdf" in await cli("insights")
+
+
+async def test_a_result_that_is_cut_is_marked(engine, cli, monkeypatch):
+    monkeypatch.setattr("queue_kit.failures.NEWEST", 1)
+    for _ in range(2):
+        await job_in(engine, "failed", name="mail", errors=error())
+    assert "more: only the newest 2,000 failed jobs were looked at" in await cli("failures")
+    assert "0 jobs retried: only the newest" in await cli("retry", "--name", "mail", "--error-class", "KeyError")
+    for command in ("failures", "retry"):
+        assert "2,000" in await cli(command, "--help")
 
 
 @pytest.mark.parametrize("as_json", [True, False])
@@ -368,6 +468,9 @@ async def test_dead_rows_that_nobody_cleans_up_are_told(pg_engine, postgres_url,
     await raw(pg_engine, "ALTER TABLE queue_kit_job SET (autovacuum_enabled = false)")
     said = await checked(postgres_url)
     assert (said.exit_code, "autovacuum is off for it" in said.output) == (1, True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_health, "_DEAD", text(str(_health._DEAD).replace("true AS server", "false AS server")))
+        assert "autovacuum is off for the whole server" in (await checked(postgres_url)).output
     await raw(pg_engine, "ALTER TABLE queue_kit_job RESET (autovacuum_enabled)")
     assert (await checked(postgres_url)).exit_code == 0
     monkeypatch.setattr(_health, "MANY_DEAD", -1)
@@ -396,10 +499,93 @@ async def test_a_worker_is_alive_until_it_is_silent(engine, cli):
         assert "BAD" in await cli("check", "--worker", status=1)
 
 
+async def test_workers_are_listed(engine, cli):
+    async def nothing(event, session, job):
+        """A handler that completes at once."""
+
+    assert json.loads(await cli("workers", "--json")) == []
+    async with QueueWorker(engine, {"a": nothing, "b": nothing}, listen=False):
+        (worker,) = json.loads(await cli("workers", "--json"))
+        assert (worker["host"], worker["pid"], worker["jobs"]) == (socket.gethostname(), os.getpid(), [])
+        said = await cli("workers")
+    assert worker["id"] in said
+    assert "a, b" in said
+
+
+async def test_a_live_view_fits_the_width_of_a_terminal(engine):
+    names = ["a" * 200, "mail", "\x1b" * 30]
+    for name in names:
+        await add_job(engine, name)
+    module = sys.modules["queue_kit.cli.insights"]
+    for width in (80, 100, 400):
+        lines = [unstyle(line) for line in module._lines(await module._look(engine), width)]
+        shown = lines[lines.index("") + 1 :]
+        assert max(map(len, shown)) <= width
+        assert [line.split()[0].endswith("…") for line in shown[1:]].count(True) >= 1
+        assert any(line.startswith("mail ") for line in shown)
+
+
 async def silence(engine: AsyncEngine) -> None:
     silent = {"seen_at": await database_now(engine) - timedelta(seconds=60)}
     async with engine.begin() as connection:
         await connection.execute(update(WORKERS).values(silent))
+
+
+@pytest.mark.parametrize("command", [["check"], ["check", "--worker"], ["insights"], ["jobs"]], ids=" ".join)
+async def test_a_database_that_says_nothing_is_waited_for_so_long(server, command, monkeypatch):
+    url = server.database("nobody")
+    for module, patience in (("health", "PROBE"), ("insights", "ANSWER"), ("jobs", "ANSWER")):
+        monkeypatch.setattr(sys.modules[f"queue_kit.cli.{module}"], patience, 0.2)
+    async with Proxy(url) as proxy:
+        proxy.mute = True
+        through = url_through(proxy, url).render_as_string(hide_password=False)
+        result = await asyncio.to_thread(CliRunner().invoke, main, command, env={VARIABLE: through})
+    assert "the database did not answer within 0.2 s" in result.output
+    assert result.exit_code == (0 if "--worker" in command else 1)
+
+
+async def test_a_probe_gives_up_before_whoever_runs_it(pg_engine, postgres_url):
+    timeout = int(re.findall(r"timeoutSeconds: (\d+)", RECIPES)[0])
+    assert timeout > 2 * PROBE
+    async with pg_engine.begin() as connection:
+        await connection.execute(text("LOCK TABLE queue_kit_worker"))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys.modules["queue_kit.cli.health"], "PROBE", 0.2)
+            result = await asyncio.to_thread(
+                CliRunner().invoke, main, ["check", "--worker"], env={VARIABLE: postgres_url}
+            )
+    assert (result.exit_code, "did not answer within 0.2 s" in result.output) == (0, True)
+
+
+MISSING = "the queue's tables are missing"
+NEEDS_TABLES = [
+    *(
+        ["jobs"],
+        ["show", "1"],
+        ["failures"],
+        ["insights"],
+        ["workers"],
+        ["cron"],
+        ["cron", "run", "a"],
+        ["cron", "pause", "a"],
+    ),
+    *(["check"], ["check", "--worker"], ["add", "a"], ["retry", "1"], ["cancel", "--name", "a"], ["bench"]),
+]
+
+
+@pytest.mark.parametrize("command", NEEDS_TABLES, ids=" ".join)
+async def test_without_tables_every_command_says_what_to_do(empty_database_url, command):
+    result = await asyncio.to_thread(CliRunner().invoke, main, command, env={VARIABLE: empty_database_url})
+    assert (result.exit_code, MISSING in result.output) == (1, True), result.output
+    assert "run `queue-kit migrate`" in result.output
+
+
+@pytest.mark.parametrize("command", NEEDS_TABLES, ids=" ".join)
+def test_a_mistyped_path_becomes_no_database(tmp_path, command):
+    path = tmp_path / "mistyped.db"
+    result = CliRunner().invoke(main, command, env={VARIABLE: sqlite_url(path)})
+    assert (result.exit_code, "there is no file" in result.output) == (1, True), result.output
+    assert not path.exists()
 
 
 def test_a_database_that_does_not_answer_is_no_fault_of_the_worker():
