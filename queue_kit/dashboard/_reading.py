@@ -40,11 +40,15 @@ def narrow(session: AsyncSession, options: Sequence[ExecutableOption], back_to: 
     """Let a session read no more of jobs than these options say, and no jobs behind an id."""
 
     def narrowed(execution: ORMExecuteState) -> None:
-        if isinstance(execution.statement, Select) and execution.is_orm_statement:
+        if isinstance(execution.statement, Select) and _is_of_rows(execution.statement):
             leaner = execution.statement.options(*options)
             execution.statement = leaner.where(JobRow.id >= back_to) if back_to else leaner
 
     event.listen(session.sync_session, "do_orm_execute", narrowed)
+
+
+def _is_of_rows(statement: Select[Any]) -> bool:
+    return any(column["expr"] is JobRow for column in statement.column_descriptions)
 
 
 async def listed(reading: Reading, *, back_to: int, **filters: Any) -> list[JobRow | Unreadable]:

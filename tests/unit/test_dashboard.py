@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -143,13 +144,13 @@ def test_no_line_leaves_the_chart(seconds):
 def test_values_of_telling_keys_are_hidden_however_deep():
     privacy = Privacy((), HIDDEN_KEYS)
     data = {"to": "a", "API-Key": "x", "list": [{"userPassword": {"deep": 1}, "Authorization": None}], "n": [1, "y"]}
-    assert privacy.redacted(data) == {
+    assert privacy.redacted(data, MAX_SHOWN) == {
         "to": "a",
         "API-Key": HIDDEN,
         "list": [{"userPassword": HIDDEN, "Authorization": HIDDEN}],
         "n": [1, "y"],
     }
-    assert privacy.redacted("text") == "text"
+    assert privacy.redacted("text", MAX_SHOWN) == "text"
 
 
 def test_names_are_hidden_by_pattern_or_for_a_person():
@@ -168,9 +169,14 @@ def test_patterns_are_a_collection_of_texts(wrong):
 # --- payloads and errors ----------------------------------------------------------------------------------------------
 
 
+def whole(data: object, most: int) -> object:
+    """Nothing is redacted."""
+    return data
+
+
 def test_a_payload_is_shown_in_parts_that_add_up_to_it():
     data = {"text": 'with "quotes": and \\ {brackets}', "n": [1, -2.5e10, True, None], "": {}}
-    payload = payload_of(data, data, is_hidden=False)
+    payload = payload_of(data, whole, is_hidden=False)
     assert json.loads("".join(text for _, text in payload.tokens)) == data
     assert {text for kind, text in payload.tokens if kind == "key"} == {'"text"', '"n"', '""'}
     assert {text for kind, text in payload.tokens if kind == "word"} == {"1", "-25000000000.0", "true", "null"}
@@ -178,11 +184,11 @@ def test_a_payload_is_shown_in_parts_that_add_up_to_it():
 
 def test_a_large_payload_is_cut_and_a_hidden_one_is_not_there():
     data = {"text": "x" * 200_000}
-    payload = payload_of(data, data, is_hidden=False)
+    payload = payload_of(data, whole, is_hidden=False)
     assert payload.is_cut
     assert sum(len(text) for _, text in payload.tokens) == MAX_SHOWN
     assert payload.size > 200_000
-    assert payload_of(data, data, is_hidden=True).tokens == ()
+    assert payload_of(data, whole, is_hidden=True).tokens == ()
 
 
 def test_of_hidden_errors_only_kind_and_time_are_left():
@@ -226,7 +232,7 @@ async def test_many_who_look_at_once_read_once(monkeypatch):
     assert [await stale.get(), await stale.get()] == [2, 3]
 
 
-async def test_what_fails_is_not_kept():
+async def test_a_failure_is_shared_but_not_for_long(monkeypatch):
     answers = iter([OSError("gone"), 5])
 
     async def read() -> object:
@@ -236,6 +242,9 @@ async def test_what_fails_is_not_kept():
         return answer
 
     shared = Shared(read)
-    with pytest.raises(OSError, match="gone"):
-        await shared.get()
+    for _ in range(2):
+        with pytest.raises(OSError, match="gone"):
+            await shared.get()
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + _shared.FRESH)
     assert await shared.get() == 5
