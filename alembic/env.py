@@ -22,7 +22,7 @@ def _migrate(connection: Connection) -> None:
 
 
 async def _connect_and_migrate(url: str) -> None:
-    engine = engine_for(read_url(url))
+    engine = engine_for(read_url(url), create=True)
     async with engine.begin() as connection:
         await connection.run_sync(_migrate)
     await engine.dispose()

@@ -263,7 +263,8 @@ async def test_a_cron_job_runs_each_of_its_ticks_once(pooled, pg_engine):
 
 async def test_the_tables_are_made_through_the_pooler(bouncer, empty_postgres_url):
     engine = create_async_engine(bouncer.url(empty_postgres_url), connect_args=NO_CACHES)
-    await asyncio.gather(migrate.upgrade(engine), migrate.upgrade(engine))
+    for _ in range(2):  # one at a time: the turn is a session's, which such a pooler does not keep
+        await migrate.upgrade(engine)
     assert await migrate.schema_version(engine) == migrate.VERSION
     await engine.dispose()
 
