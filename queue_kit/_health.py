@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from queue_kit import migrate
+from queue_kit import _statements, migrate
 from queue_kit.job import printable
 
 LONG_SNAPSHOT = 600.0
@@ -79,7 +79,7 @@ async def examine(engine: AsyncEngine) -> list[Finding]:
     dialect = engine.dialect.name
     async with engine.execution_options(queue_kit_readonly=True).connect() as connection:
         await migrate.check_schema(connection)
-        found = [await _schema(engine)]
+        found = [await _schema(connection)]
         if dialect == "postgresql":
             found += [
                 await _server(connection),
@@ -92,9 +92,9 @@ async def examine(engine: AsyncEngine) -> list[Finding]:
         return [*found, await _indexes(connection, dialect)]
 
 
-async def _schema(engine: AsyncEngine) -> Finding:
-    version = await migrate.schema_version(engine)
-    return Finding("schema", ok=True, words=f"the schema is at version {version}, as a worker needs it")
+async def _schema(connection: AsyncConnection) -> Finding:
+    row = (await connection.execute(_statements.schema_version())).one()
+    return Finding("schema", ok=True, words=f"the schema is at version {row.version}, as a worker needs it")
 
 
 async def _server(connection: AsyncConnection) -> Finding:

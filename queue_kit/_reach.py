@@ -12,6 +12,9 @@ from queue_kit.job import check_name
 
 MAX_ID = 2**63 - 1
 
+UNREADABLE = (ValueError, OverflowError, RecursionError)
+"""What reading raises for no JSON at all or a number of 6,000 digits, the year 12000, and 3,000 levels of lists."""
+
 
 @asynccontextmanager
 async def session_on(db: Database, *, reading: bool = False) -> AsyncIterator[AsyncSession]:

@@ -18,11 +18,12 @@ from operator import attrgetter
 from typing import Any, TypeVar, cast
 from uuid import UUID
 
-from sqlalchemy import Connection, Engine, Executable, Row
+from sqlalchemy import Connection, Executable, Row
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from queue_kit import _sqlite, _statements, cron
+from queue_kit import _statements, cron
+from queue_kit._clone import clone_of
 from queue_kit._dialect import LONG_AGO, as_instant
 from queue_kit._endings import Settlement
 from queue_kit._patience import Patience
@@ -75,14 +76,8 @@ class Store:
         delete_completed: bool,
         delete_failed: bool,
     ) -> None:
-        sync_engine = engine.sync_engine
-        # An error's parameters may hold a payload, and what these statements raise is logged.
-        clone = Engine(sync_engine.pool.recreate(), sync_engine.dialect, sync_engine.url, hide_parameters=True)
-        self.embedded = clone.dialect.name == "sqlite"
-        if self.embedded:
-            _sqlite.prepare(clone)
-        clone.update_execution_options(**sync_engine.get_execution_options())
-        self._engine = AsyncEngine(clone)
+        self.embedded = engine.dialect.name == "sqlite"
+        self._engine = clone_of(engine)
         if self.embedded:
             self._single = self._transactions = self._engine
             self._reading = self._engine.execution_options(queue_kit_readonly=True)

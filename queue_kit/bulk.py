@@ -15,6 +15,7 @@ from queue_kit._wakeup import CANCEL_CHANNEL, JOB_CHANNEL
 from queue_kit.failures import matching, newest_failures
 from queue_kit.job import JobState
 from queue_kit.models import READY
+from queue_kit.operate import retried
 
 MAX_JOBS = 1_000
 """Jobs that one call changes at most: one transaction, which others wait for."""
@@ -94,15 +95,7 @@ async def _retry(session: AsyncSession, ids: Collection[int]) -> int:
         async with session.begin_nested():
             return len((await session.execute(_statements.retry_many(), {"job_ids": as_batch(ids)})).all())
     except IntegrityError:
-        return sum([await _retried(session, job_id) for job_id in ids])
-
-
-async def _retried(session: AsyncSession, job_id: int) -> bool:
-    try:
-        async with session.begin_nested():
-            return (await session.execute(_statements.retry(), {"job_id": job_id})).first() is not None
-    except IntegrityError:
-        return False
+        return sum([await retried(session, job_id) for job_id in ids])
 
 
 async def cancel_jobs(

@@ -51,8 +51,7 @@ async def failure_groups(db: Database, *, name: str | None = None, limit: int = 
     """The failed jobs by what went wrong, the largest group first, at most `limit` (1 to 1,000) of them.
 
     Looks at the 2,000 jobs that failed last, or at the 2,000 newest failed ones of a `name`; when there are others,
-    every group says `more`. Raises `ValueError` for a
-    limit out of bounds, `TypeError` for a name that is no text.
+    every group says `more`. Raises `ValueError` for a limit out of bounds, `TypeError` for a name that is no text.
 
     >>> async def worst(engine):
     ...     for group in await failure_groups(engine, limit=3):

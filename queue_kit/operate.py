@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from queue_kit import _statements, cron
 from queue_kit._database import Database, check_database
 from queue_kit._dialect import UtcDateTime, as_instant, nearest_instant
-from queue_kit._reach import MAX_ID, check_limit, check_words, is_id, is_name, notify, session_on
+from queue_kit._reach import MAX_ID, UNREADABLE, check_limit, check_words, is_id, is_name, notify, session_on
 from queue_kit._wakeup import CANCEL_CHANNEL, JOB_CHANNEL
 from queue_kit.errors import JobConflict, JobNotFound
 from queue_kit.job import JobState
@@ -65,14 +65,19 @@ async def retry_job(db: Database, job_id: int) -> None:
     if not is_id(job_id):
         raise JobNotFound(job_id)
     async with session_on(db) as session:
-        try:
-            async with session.begin_nested():  # a key taken a moment ago must not spoil the caller's transaction
-                done = (await session.execute(_statements.retry(), {"job_id": job_id})).scalar_one_or_none()
-        except IntegrityError:
-            done = None
-        if done is None:
+        if not await retried(session, job_id):
             raise await _conflict(session, job_id)
         await notify(session, JOB_CHANNEL)
+
+
+async def retried(session: AsyncSession, job_id: int) -> bool:
+    """Queue a job again, unless something is in the way. In a savepoint: a key taken a moment ago must not spoil the
+    caller's transaction."""
+    try:
+        async with session.begin_nested():
+            return (await session.execute(_statements.retry(), {"job_id": job_id})).first() is not None
+    except IntegrityError:
+        return False
 
 
 async def _conflict(session: AsyncSession, job_id: int) -> JobConflict | JobNotFound:
@@ -223,7 +228,7 @@ async def _listed(
 async def _rows(session: AsyncSession, query: Select[Any]) -> list[JobRow]:
     try:
         return list(await session.scalars(query, execution_options={"populate_existing": True}))
-    except (ValueError, OverflowError, RecursionError) as error:
+    except UNREADABLE as error:
         texts = await session.execute(query.with_only_columns(*_statements.job_texts()))
         spoiled = [f"job {row.id}: {name} ({why})" for row in texts for name, why in unreadable(row).items()]
         raise ValueError(f"Python cannot read what plain SQL wrote: {'; '.join(spoiled[:10]) or error}") from error
@@ -304,7 +309,6 @@ async def queue_insights(db: Database) -> Insights:
     >>> async def backlog(engine):
     ...     return (await queue_insights(engine)).pending
     """
-    check_database(db)
     async with session_on(db, reading=True) as session:
         rows = (await session.execute(_statements.counts())).all()
         alive = {name for names in await session.scalars(_statements.names_alive()) for name in names}

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from queue_kit import JobRow, Settled, Started, WorkerState
+from queue_kit import JobRow, JobState, Settled, Started, WorkerState
 
 
 async def until(condition: Callable[[], Any], *, seconds: float = 20.0) -> Any:
@@ -46,6 +46,11 @@ async def row_of(engine: AsyncEngine, job_id: int) -> JobRow:
     """A job's row, which must be there."""
     async with AsyncSession(engine, expire_on_commit=False) as session:
         return await session.get_one(JobRow, job_id)
+
+
+async def is_completed(engine: AsyncEngine, job_id: int) -> bool:
+    """Whether a job has completed."""
+    return (await row_of(engine, job_id)).state is JobState.completed
 
 
 async def count_jobs(engine: AsyncEngine, *conditions: Any) -> int:

@@ -1,13 +1,12 @@
 """`queue-kit dashboard`."""
 
-import logging
-
 import click
 from sqlalchemy import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from queue_kit import migrate
 from queue_kit.cli.database import database_option, on_database
+from queue_kit.cli.output import log_to_stderr
 from queue_kit.errors import ConfigurationError
 
 
@@ -33,7 +32,7 @@ def dashboard(url: URL, port: int, read_only: bool) -> None:
             raise ConfigurationError(str(error)) from None
         async with engine.connect() as connection:
             await migrate.check_schema(connection)
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        log_to_stderr()
         await _local.serve(engine, port=port, may_act=not read_only, announce=click.echo)
 
     on_database(url, serve)

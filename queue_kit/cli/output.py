@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import io
 import json
+import logging
 import math
 import re
 import sys
@@ -135,6 +136,11 @@ def _somewhere_to_print() -> Iterator[None]:
             raise
         sys.stdout = io.StringIO()  # or Python tries once more at its exit, and complains
         raise click.ClickException(f"the output cannot be written: {error.strerror}") from None
+
+
+def log_to_stderr() -> None:
+    """Show the log, unless somebody has set it up."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
 def read_stdin() -> str:

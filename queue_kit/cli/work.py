@@ -3,7 +3,6 @@
 import asyncio
 import importlib
 import inspect
-import logging
 import sys
 from collections.abc import Coroutine
 from typing import Any
@@ -13,6 +12,7 @@ from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from queue_kit.cli.database import database_option, engine_for, masked, words
+from queue_kit.cli.output import log_to_stderr
 from queue_kit.errors import QueueKitError
 from queue_kit.handlers import Handlers
 from queue_kit.worker import QueueWorker
@@ -63,7 +63,7 @@ def work(
         made = found() if callable(found) else found
         if inspect.isawaitable(made):
             made = await made
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        log_to_stderr()
         try:
             if isinstance(made, QueueWorker) and not options:
                 await _work(made, drain=drain)

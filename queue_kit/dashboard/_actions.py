@@ -10,9 +10,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from queue_kit._reach import is_name
 from queue_kit.cron_jobs import pause_cron_job, resume_cron_job, run_cron_job
 from queue_kit.dashboard._access import admitted
-from queue_kit.dashboard._asking import id_of, may_be
+from queue_kit.dashboard._asking import id_of
 from queue_kit.dashboard._forms import form_of
 from queue_kit.dashboard._guard import audit
 from queue_kit.dashboard._many import CONFIRMED, Many, change_these
@@ -80,7 +81,7 @@ class Actions:
         if change is None:
             raise HTTPException(404, "There is no such action.")
         try:
-            if not may_be(name):
+            if not is_name(name):
                 raise CronJobNotFound(name)
             async with self._pool.writing() as session:
                 await change[0](session, name)

@@ -15,13 +15,13 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Scope
 
 from queue_kit._link import in_a_line
+from queue_kit._reach import UNREADABLE
 from queue_kit.dashboard._access import Authorize
 from queue_kit.dashboard._actions import Actions
 from queue_kit.dashboard._guard import Guard
 from queue_kit.dashboard._pages import Pages
 from queue_kit.dashboard._pool import CUT, Pool
 from queue_kit.dashboard._privacy import HIDDEN_KEYS, Privacy
-from queue_kit.dashboard._reading import UNREADABLE
 from queue_kit.dashboard._render import STATIC, Renderer
 from queue_kit.errors import ConfigurationError
 

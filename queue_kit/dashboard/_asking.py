@@ -6,22 +6,12 @@ from collections.abc import Container, Mapping
 from starlette.exceptions import HTTPException
 
 from queue_kit._reach import MAX_ID
-from queue_kit.errors import InvalidJob
-from queue_kit.job import MAX_NAME_LENGTH, check_name
+from queue_kit.job import MAX_NAME_LENGTH
 
 
 def id_of(text: str) -> int | None:
     """An id as it was written; `None` for what can be none."""
     return int(text) if re.fullmatch(r"[0-9]{1,19}", text) and int(text) <= MAX_ID else None
-
-
-def may_be(name: str) -> bool:
-    """Whether anything can have this name: some texts no database would take."""
-    try:
-        check_name(name)
-    except InvalidJob:
-        return False
-    return True
 
 
 def words(given: Mapping[str, str], field: str) -> str:

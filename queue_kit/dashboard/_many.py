@@ -7,8 +7,9 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.exceptions import HTTPException
 
+from queue_kit._reach import is_name
 from queue_kit.bulk import BulkChange, cancel_jobs, retry_jobs
-from queue_kit.dashboard._asking import choice, may_be
+from queue_kit.dashboard._asking import choice
 from queue_kit.job import JobState
 
 ACTIONS = ("retry", "cancel")
@@ -56,7 +57,7 @@ class Many:
 
     async def change(self, session: AsyncSession, *, dry_run: bool = False) -> BulkChange:
         """Do it, or only look what it would do."""
-        if self.name is not None and not may_be(self.name):
+        if self.name is not None and not is_name(self.name):
             return BulkChange()
         filters: dict[str, Any] = {"name": self.name, "state": None if self.state is None else JobState(self.state)}
         try:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from queue_kit.dashboard._reading import BROKEN, UNREADABLE
+from queue_kit._reach import UNREADABLE
+from queue_kit.dashboard._reading import BROKEN
 
 MAX_SHOWN = 64 * 1024
 """Characters of a payload that are shown, and of a text of an error."""

@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
-from sqlalchemy import Engine, event
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from queue_kit import _sqlite, _statements
+from queue_kit._clone import clone_of
 from queue_kit.errors import ConfigurationError
 
 CONNECTIONS = 2
@@ -28,15 +29,10 @@ class Pool:
     """Transactions on a few connections. A statement that takes too long is ended by the server (PostgreSQL)."""
 
     def __init__(self, engine: AsyncEngine) -> None:
-        sync_engine = engine.sync_engine
-        clone = Engine(sync_engine.pool.recreate(), sync_engine.dialect, sync_engine.url, hide_parameters=True)
-        self._embedded = clone.dialect.name == "sqlite"
-        if self._embedded:
-            if not _sqlite.is_safe(engine):
-                raise ConfigurationError("on SQLite the dashboard takes an engine of sqlite_engine(path)")
-            _sqlite.prepare(clone)
-        clone.update_execution_options(**sync_engine.get_execution_options())
-        own = AsyncEngine(clone)
+        self._embedded = engine.dialect.name == "sqlite"
+        if self._embedded and not _sqlite.is_safe(engine):
+            raise ConfigurationError("on SQLite the dashboard takes an engine of sqlite_engine(path)")
+        own = clone_of(engine)
         if self._embedded:
             self._writing = own
             self._reading = own.execution_options(queue_kit_readonly=True)
@@ -44,7 +40,7 @@ class Pool:
             self._writing = own.execution_options(isolation_level="READ COMMITTED")
             self._reading = self._writing.execution_options(postgresql_readonly=True)
         self._turns = asyncio.Semaphore(CONNECTIONS)
-        event.listen(sync_engine, "engine_disposed", lambda _engine: clone.dispose())
+        event.listen(engine.sync_engine, "engine_disposed", lambda _engine: own.sync_engine.dispose())
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncSession]:

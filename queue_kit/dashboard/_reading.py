@@ -10,11 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute, ORMExecuteState, defer, load_only
 from sqlalchemy.sql.base import ExecutableOption
 
+from queue_kit._reach import UNREADABLE
 from queue_kit.models import JobRow
 from queue_kit.operate import get_job, list_jobs
-
-UNREADABLE = (ValueError, OverflowError, RecursionError)
-"""What reading raises for no JSON at all or a number of 6,000 digits, the year 12000, and 3,000 levels of lists."""
 
 LEAN = (defer(JobRow.data, raiseload=True), defer(JobRow.trace_context, raiseload=True))
 """A row without what lists do not show, of which each may be a megabyte."""

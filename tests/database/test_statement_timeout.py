@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from queue_kit import JobRow, JobState, QueueWorker, add_job
 from tests.database.running import raw
 from tests.proxy import through_proxy
-from tests.support import ADD_EFFECT, Recorder, count_jobs, effects, make_effects, row_of, until
+from tests.support import ADD_EFFECT, Recorder, count_jobs, effects, is_completed, make_effects, row_of, until
 
 SLEEP = text("SELECT pg_sleep(600)")
 
@@ -34,10 +34,6 @@ async def active(engine: AsyncEngine, statement: str) -> int:
     )
     ((count,),) = await raw(engine, query, part=statement)
     return count
-
-
-async def completed(engine: AsyncEngine, job_id: int) -> bool:
-    return (await row_of(engine, job_id)).state is JobState.completed
 
 
 async def test_each_transaction_has_the_time_that_is_left_then(pg_engine):
@@ -95,7 +91,7 @@ async def test_a_connection_that_ends_just_after_it_began_costs_no_try(pg_engine
 
     job_id = await add_job(pg_engine, "a", handler_timeout=60)
     async with QueueWorker(pg_engine, {"a": handler}, retry_delay=0):
-        await until(lambda: completed(pg_engine, job_id))
+        await until(lambda: is_completed(pg_engine, job_id))
     assert len(began) == 2
     assert (await row_of(pg_engine, job_id)).retry_count == 0
     assert pg_engine.pool.checkedout() == 0

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event
 
-from queue_kit import Handlers, JobState, QueueWorker, add_job
-from tests.support import Recorder, row_of, until
+from queue_kit import Handlers, QueueWorker, add_job
+from tests.support import Recorder, is_completed, until
 
 LEASE = 0.9
 """A third of it is when a block is reported."""
@@ -112,7 +112,7 @@ async def test_a_loop_that_is_busy_but_not_blocked_is_left_alone(engine, jobs, c
 
     job_id = await add_job(engine, "busy")
     async with QueueWorker(engine, jobs, lease=LEASE):
-        await until(lambda: finished(engine, job_id))
+        await until(lambda: is_completed(engine, job_id))
     assert reports(caplog) == []
 
 
@@ -125,10 +125,6 @@ async def test_code_that_keeps_the_interpreter_to_itself_is_noticed_afterwards(e
         await add_job(engine, "keeps")
         await until(lambda: "nothing ran in this process for" in caplog.text)
     assert reports(caplog) == []
-
-
-async def finished(engine: Any, job_id: int) -> bool:
-    return (await row_of(engine, job_id)).state is JobState.completed
 
 
 async def test_its_thread_ends_with_the_worker(engine, jobs):

@@ -20,7 +20,19 @@ from tests.database.running import Gate, raw
 from tests.faults.running import QUICK, adding, all_complete, each_happened_once, told_each_change_once, write
 from tests.faults.server import DURABLE, OwnServer, own_server, raw_autocommit
 from tests.proxy import Proxy, url_through
-from tests.support import ADD_EFFECT, DOWN, UP, Recorder, changes, count_jobs, effects, make_effects, row_of, until
+from tests.support import (
+    ADD_EFFECT,
+    DOWN,
+    UP,
+    Recorder,
+    changes,
+    count_jobs,
+    effects,
+    is_completed,
+    make_effects,
+    row_of,
+    until,
+)
 
 
 @pytest.fixture
@@ -88,10 +100,7 @@ async def test_d2_all_backends_are_killed_and_the_worker_goes_on_at_once(effect_
 
 
 async def completed(engine: AsyncEngine, job_id: int, *, seconds: float) -> None:
-    async def complete() -> bool:
-        return (await row_of(engine, job_id)).state is JobState.completed
-
-    await until(complete, seconds=seconds)
+    await until(lambda: is_completed(engine, job_id), seconds=seconds)
 
 
 # --- D3 to D5, D11: a server that crashes, is away, read-only or full of connections ----------------------------------
