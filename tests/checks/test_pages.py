@@ -1,13 +1,18 @@
 """The pages keep their word: each snippet of the documentation that is new here is run as it stands, on SQLite."""
 
+import re
+import runpy
 import socket
 from pathlib import Path
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from queue_kit import sqlite_engine
-from tests.checks.reader import Notebook, Shell
+import queue_kit.dashboard
+import queue_kit.migrate
+import queue_kit.testing
+from queue_kit import CronJob, sqlite_engine
+from tests.checks.reader import Notebook, Shell, save
 from tests.checks.test_documents import blocks
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -17,11 +22,13 @@ ELSEWHERE = {"testing.md", "telemetry.md"}
 OLDER = {"operating.md", "dashboard.md", "scaling.md", "cli.md", "performance.md", "reliability.md"}
 """Pages whose few snippets are shown in the tests of what they describe."""
 
-STARTS = sorted((DOCS / "start").glob("*.md"))
+STARTS = [*sorted((DOCS / "start").glob("*.md")), DOCS / "alembic.md"]
+"""Pages whose files and commands make a small application."""
+
 PAGES = sorted(
     page
     for page in [*DOCS.glob("*.md"), *DOCS.glob("moving/*.md")]
-    if page.name not in ELSEWHERE | OLDER and "```python" in page.read_text()
+    if page.name not in ELSEWHERE | OLDER | {"alembic.md"} and "```python" in page.read_text()
 )
 
 
@@ -43,7 +50,7 @@ async def test_a_start_page_does_what_it_says(page: Path, tmp_path: Path) -> Non
             await shell.read(block)
     finally:
         await shell.close()
-    assert shell.commands >= 5
+    assert shell.commands >= 4
 
 
 @pytest.mark.parametrize("page", [pytest.param(page, id=page.stem) for page in PAGES])
@@ -55,8 +62,7 @@ async def test_a_page_does_what_it_says(
     notebook = Notebook(f"page_{page.stem.replace('-', '_')}", engine=sqlite)
     for block in blocks(page.read_text()):
         if block.title:
-            with (tmp_path / block.title).open("a") as file:
-                file.write(block.text + "\n\n")
+            save(block, tmp_path)
         elif block.language == "python":
             await notebook.read(block)
     notebook.close()
@@ -64,5 +70,25 @@ async def test_a_page_does_what_it_says(
 
 
 def test_there_are_pages_to_run() -> None:
-    assert len(STARTS) == 3
+    assert len(STARTS) == 4
     assert {"enqueue.md", "handlers.md", "time.md", "cron.md"} <= {page.name for page in PAGES}
+
+
+def test_the_expressions_of_the_page_on_cron_can_be_scheduled() -> None:
+    expressions = re.findall(r"^\| `([^`]+)` \|", (DOCS / "cron.md").read_text(), re.MULTILINE)
+    assert len(expressions) >= 5
+    assert all(CronJob("any", expression).schedule() for expression in expressions)
+
+
+def test_the_drawings_are_what_their_script_draws() -> None:
+    drawings = runpy.run_path(str(DOCS / "_site" / "drawings.py"))["DRAWINGS"]
+    stale = [name for name, draw in drawings.items() if (DOCS / "images" / name).read_text() != draw()]
+    assert stale == [], "draw them again: python docs/_site/drawings.py"
+
+
+def test_the_reference_has_every_public_name() -> None:
+    named = set(re.findall(r"^::: queue_kit\.(\S+)$", (DOCS / "api.md").read_text(), re.MULTILINE))
+    submodules = {"migrate": queue_kit.migrate.__all__, "testing": queue_kit.testing.__all__}
+    submodules["dashboard"] = queue_kit.dashboard.__all__
+    public = {f"{module}.{name}" for module, names in submodules.items() for name in names}
+    assert set(queue_kit.__all__) | public <= named
