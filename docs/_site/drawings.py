@@ -1,7 +1,7 @@
 """The drawings of the documentation: `python docs/_site/drawings.py` writes them to docs/images.
 
-Each follows the reader's light or dark scheme, and says in words what it shows. The layers are read from pyproject.toml,
-where they are linted; a test asks that what is committed is what this script would write.
+Each follows the reader's light or dark scheme, and says in words what it shows. The layers are read from
+pyproject.toml, where they are linted; a test asks that what is committed is what this script would write.
 """
 
 import tomllib
@@ -61,8 +61,8 @@ def crash() -> str:
         880,
         445,
         "A worker is killed in the middle of a job",
-        "Worker A claims the job, writes, and is killed before COMMIT: the database rolls its writes back. The lease lapses. "
-        "Worker B claims the job, writes, and commits its writes and the completion at once.",
+        "Worker A claims the job, writes, and is killed before COMMIT: the database rolls its writes back. The lease "
+        "lapses. Worker B claims the job, writes, and commits its writes and the completion at once.",
         parts,
     )
 
@@ -88,8 +88,8 @@ def life() -> str:
         880,
         215,
         "The states of a job",
-        "A scheduled job becomes ready when it is due, running when it is claimed, and completed, failed or cancelled when "
-        "it is settled. A failed try or a snooze makes it scheduled again; a lapsed lease or a stop makes it ready again.",
+        "A scheduled job becomes ready when it is due, running when it is claimed, and completed, failed or cancelled "
+        "when it is settled. A failed try or a snooze makes it scheduled again, a lapsed lease or a stop ready again.",
         parts,
     )
 

@@ -1,4 +1,4 @@
-"""An example in a docstring (`>>>`) becomes a block of code in the API reference, without its prompts: it can be copied."""
+"""An example in a docstring (`>>>`) becomes a block of code in the API reference, without prompts: it can be copied."""
 
 import re
 from itertools import groupby

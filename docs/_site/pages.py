@@ -1,6 +1,6 @@
 """What the site needs beside the pages in docs/, as hooks of MkDocs (see `hooks` in mkdocs.yml).
 
-Pages point to files outside of docs/ (an example, SECURITY.md), as it is right on a file browser. Each such file becomes a
+Pages point to files outside of docs/ (an example, SECURITY.md), as it is right in a checkout. Each such file becomes a
 page under `source/`, and the links lead there. A site that would ask another host for anything is refused.
 """
 

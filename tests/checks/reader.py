@@ -2,8 +2,8 @@
 compares what comes out with what the page promises.
 
 Blocks with a title are pieces of that file. A shell's line that starts a server starts one, on a port that is free.
-`json` after a shell is the answer to the last `curl`, `text` what the last command prints. In code, `print(x)  # y` prints y, and
-`# y, then z` both.
+`json` after a shell is the answer to the last `curl`, `text` what the last command prints. In code, `print(x)  # y`
+prints y, and `# y, then z` both.
 """
 
 import ast
