@@ -22,9 +22,9 @@ from sqlalchemy.exc import DBAPIError, InvalidRequestError, MissingGreenlet
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 
-from queue_kit import _statements
 from queue_kit._begin import begin
 from queue_kit._run import chain
+from queue_kit._statements import database, fencing, workers
 from queue_kit._transient import is_connection_lost, is_server_trouble
 from queue_kit.enqueue import HELD_JOB, hand_over_key
 from queue_kit.errors import ConfigurationError, JobAborted, LeaseLost, ShuttingDown, UnfencedCommit
@@ -128,7 +128,7 @@ class Sessions:
                 level = await connection.get_isolation_level()
                 try:
                     found = (
-                        await session.execute(_statements.worker_exists(), {"worker": self._setting.worker_id})
+                        await session.execute(workers.worker_exists(), {"worker": self._setting.worker_id})
                     ).first()
                 except DBAPIError as error:
                     found = None
@@ -156,7 +156,7 @@ class Sessions:
     async def _statement_timeout(self, connection: AsyncConnection) -> float:
         if self._setting.embedded:
             return math.inf
-        milliseconds: int = await connection.scalar(_statements.statement_timeout())
+        milliseconds: int = await connection.scalar(database.statement_timeout())
         return milliseconds or math.inf
 
     def close(self) -> None:
@@ -199,7 +199,7 @@ class HandlerSession:
     def guard(self, sync: Session) -> None:
         """Stand between a session and its database."""
         self._sync = sync
-        self._fence = _statements.fence(self._claimed.job.id, self._setting.worker_id, self._claimed.claim_no)
+        self._fence = fencing.fence(self._claimed.job.id, self._setting.worker_id, self._claimed.claim_no)
         sync.info[HELD_JOB] = (self._claimed.unique_key, self._fence)
         sync.info[_GUARD] = self
         if not isinstance(sync, FencedSession):
@@ -420,15 +420,15 @@ class HandlerSession:
         else:
             session.flush()  # or its statements would come after, and under the fence's budget
             if not (self._setting.embedded or self._setting.joined):
-                session.execute(_statements.limit_lock_wait(), {"milliseconds": str(self._budget)})
-            self.require(session.execute(_statements.checkpoint_one(), {**self._fence, "lease": self._setting.lease}))
+                session.execute(database.limit_lock_wait(), {"milliseconds": str(self._budget)})
+            self.require(session.execute(fencing.checkpoint_one(), {**self._fence, "lease": self._setting.lease}))
         self._committing = True
 
     def _limit_by_budget(self) -> None:
         """Give the statements of the ending their own time: the handler's may be over."""
         if self._statement_timeout is not None and self._statement_timeout < self._budget:
             assert self._connection is not None
-            self._connection.execute(_statements.limit_statements(), {"milliseconds": str(self._budget)})
+            self._connection.execute(database.limit_statements(), {"milliseconds": str(self._budget)})
 
     def _time_left(self) -> int | None:
         """The milliseconds that a statement has which begins now; `None`: as many as the database gives it."""

@@ -22,14 +22,15 @@ from sqlalchemy import Connection, Executable, Row
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from queue_kit import _statements, cron
+from queue_kit import cron
 from queue_kit._clone import clone_of
 from queue_kit._dialect import LONG_AGO, as_instant
 from queue_kit._endings import Settlement
 from queue_kit._patience import Patience
 from queue_kit._scan import Place
 from queue_kit._session import Execute
-from queue_kit._statements import as_batch
+from queue_kit._statements import claiming, fencing, history, settling, workers
+from queue_kit._statements.vocabulary import as_batch
 from queue_kit._transient import READ_ONLY, is_transient, sqlstate
 from queue_kit.job import Claimed, Job, Outcome, Verdict, log_fields, printable
 from queue_kit.models import CANCELLED, FAILED, READY
@@ -95,9 +96,9 @@ class Store:
         self.worker_id = worker_id
         self.lease = lease
         self._names = as_batch(sorted(names))
-        self._claim = _statements.claim()
-        self._complete = _statements.remove() if delete_completed else _statements.complete()
-        self._complete_one = _statements.remove_one() if delete_completed else _statements.complete_one()
+        self._claim = claiming.claim()
+        self._complete = settling.remove() if delete_completed else settling.complete()
+        self._complete_one = fencing.remove_one() if delete_completed else fencing.complete_one()
         self._delete_completed = delete_completed
         self._delete_failed = delete_failed
         self._unschedulable: frozenset[str] = frozenset()
@@ -182,11 +183,11 @@ class Store:
             case Verdict.completed:
                 return self._complete
             case Verdict.failed if self._delete_failed:
-                return _statements.remove()
+                return settling.remove()
             case Verdict.failed | Verdict.cancelled:
-                return _statements.close()
+                return settling.close()
             case _:
-                return _statements.put_back()
+                return settling.put_back()
 
     async def _settle_kind(
         self, statement: Executable, endings: list[tuple[Claimed, Outcome]]
@@ -249,11 +250,11 @@ class Store:
 
     async def _held(self, claimed: Iterable[Claimed]) -> dict[int, int]:
         parameters = {"batch": as_batch(map(_fence_row, claimed)), "worker": self.worker_id}
-        return {row.id: row.status for row in await self._read(_statements.still_ours(), parameters)}
+        return {row.id: row.status for row in await self._read(settling.still_ours(), parameters)}
 
     def complete_in(self, execute: Execute, claimed: Claimed) -> Any:
         """Complete a job inside its handler's transaction; the result's rowcount tells whether it was still ours."""
-        result: Any = execute(self._complete_one, _statements.fence(claimed.job.id, self.worker_id, claimed.claim_no))
+        result: Any = execute(self._complete_one, fencing.fence(claimed.job.id, self.worker_id, claimed.claim_no))
         if claimed.cron_name is not None and result.rowcount == 1:
             cron.succeed(execute, claimed.cron_name, completed=True)
         return result
@@ -266,7 +267,7 @@ class Store:
         return status != READY
 
     async def _is_stored(self, claimed: Claimed) -> bool:
-        return bool(await self._read(_statements.stored(), {"job_id": claimed.job.id}))
+        return bool(await self._read(settling.stored(), {"job_id": claimed.job.id}))
 
     # --- leases and sweep ---------------------------------------------------------------------------------------------
 
@@ -274,7 +275,7 @@ class Store:
         """Extend the leases of all jobs that are still ours."""
         parameters = {"batch": as_batch(map(_fence_row, claimed)), "worker": self.worker_id, "lease": self.lease}
         async with self._own_rows:
-            rows = await self._write(_statements.renew(), parameters)
+            rows = await self._write(settling.renew(), parameters)
         ours = {row.id: row.cancel_requested for row in rows}
         rest = [each for each in claimed if each.job.id not in ours]
         locked = {job_id for job_id, status in (await self._held(rest)).items() if status == READY} if rest else ()
@@ -282,12 +283,12 @@ class Store:
 
     async def look(self, *, after: Place | None = None) -> Look:
         """What there is to do."""
-        (row,) = await self._read(_statements.look(), {"names": self._names, **_behind(after)})
+        (row,) = await self._read(claiming.look(), {"names": self._names, **_behind(after)})
         return Look(bool(row.claimable), row.due_in, bool(row.cron_missing))
 
     async def promote(self) -> int:
         """Make due jobs ready; returns how many, at most `PROMOTE_LIMIT`."""
-        return len(await self._write(_statements.promote(), {"limit": PROMOTE_LIMIT}))
+        return len(await self._write(claiming.promote(), {"limit": PROMOTE_LIMIT}))
 
     async def mend_cron(self) -> int:
         """Store the missing occurrences of cron definitions; returns how many."""
@@ -303,21 +304,21 @@ class Store:
     async def greet(self, label: str, names: Iterable[str]) -> None:
         """Write this worker's row."""
         row = {"id": self.worker_id, "label": label, "host": socket.gethostname(), "pid": os.getpid()}
-        self._note_clock(await self._write(_statements.greet(), {**row, "names": sorted(names)}))
+        self._note_clock(await self._write(workers.greet(), {**row, "names": sorted(names)}))
 
     async def check_in(self, running: int, label: str, names: Iterable[str], *, asleep: bool = False) -> None:
         """Note in this worker's row that it is alive, and whether it asks to be notified; or write the row again when
         somebody deleted it."""
         asleep_for = ASLEEP_SECONDS if asleep else None
         row = {"worker": self.worker_id, "jobs_running": running, "asleep_for": asleep_for}
-        noted = await self._write(_statements.seen(), row)
+        noted = await self._write(workers.seen(), row)
         self._note_clock(noted)
-        if not noted and not await self._read(_statements.worker_exists(), {"worker": self.worker_id}):
+        if not noted and not await self._read(workers.worker_exists(), {"worker": self.worker_id}):
             await self.greet(label, names)
 
     async def depart(self) -> None:
         """Delete this worker's row."""
-        await self._write(_statements.depart(), {"worker": self.worker_id})
+        await self._write(workers.depart(), {"worker": self.worker_id})
 
     def _note_clock(self, written: Sequence[Row[Any]]) -> None:
         for row in written:
@@ -327,14 +328,14 @@ class Store:
 
     async def add_history(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add what runs came to."""
-        await self._write(_statements.add_history(), {"batch": as_batch(rows)})
+        await self._write(history.add_history(), {"batch": as_batch(rows)})
 
     async def prune_history(self, days: float) -> None:
         """Delete what is older than so many days, at most a day's worth at once."""
-        (oldest,) = await self._read(_statements.oldest_history(), {})
+        (oldest,) = await self._read(history.oldest_history(), {})
         if oldest.minute is not None:
             before = min(oldest.now - timedelta(days=days), oldest.minute + timedelta(days=1))
-            await self._write(_statements.prune_history(), {"before": before})
+            await self._write(history.prune_history(), {"before": before})
 
     # --- connections --------------------------------------------------------------------------------------------------
 
