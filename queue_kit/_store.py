@@ -24,7 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from queue_kit import cron
 from queue_kit._clone import clone_of
-from queue_kit._dialect import LONG_AGO, as_instant
+from queue_kit._dialect.columns import LONG_AGO, as_instant
 from queue_kit._endings import Settlement
 from queue_kit._patience import Patience
 from queue_kit._scan import Place

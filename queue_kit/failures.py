@@ -10,7 +10,7 @@ from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from queue_kit._database import Database
-from queue_kit._dialect import nearest_instant
+from queue_kit._dialect.columns import nearest_instant
 from queue_kit._reach import check_limit, check_words, is_name, session_on
 from queue_kit._statements import looking
 

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from queue_kit import cron
 from queue_kit._database import Database, check_database
-from queue_kit._dialect import UtcDateTime, as_instant, nearest_instant
+from queue_kit._dialect.columns import UtcDateTime, as_instant, nearest_instant
 from queue_kit._reach import MAX_ID, UNREADABLE, check_limit, check_words, is_id, is_name, notify, session_on
 from queue_kit._statements import changing, looking, recurring, workers
 from queue_kit._statements.vocabulary import in_state

@@ -8,7 +8,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, Executable, Float, Integer, SmallInteger, Text, bindparam, func, select
 from sqlalchemy.dialects.postgresql import insert as insert_or_skip
 
-from queue_kit._dialect import JSON_TYPE, UtcDateTime, as_utc_text, json_batch, time_from_now
+from queue_kit._dialect.batches import json_batch
+from queue_kit._dialect.clock import time_from_now
+from queue_kit._dialect.columns import JSON_TYPE, UtcDateTime, as_utc_text
 from queue_kit._statements.vocabulary import JOB, as_batch, text_parameter
 from queue_kit.job import NewJob
 from queue_kit.models import JOBS

@@ -19,7 +19,9 @@ from sqlalchemy import (
     update,
 )
 
-from queue_kit._dialect import BIGINT, clock_time, member_of, never, seconds_until, statement_time
+from queue_kit._dialect.batches import member_of
+from queue_kit._dialect.clock import clock_time, never, seconds_until, statement_time
+from queue_kit._dialect.columns import BIGINT
 from queue_kit._statements.vocabulary import (
     IS_FAILED,
     IS_LIVE,

@@ -25,20 +25,11 @@ from sqlalchemy import (
     update,
 )
 
-from queue_kit._dialect import (
-    BIGINT,
-    UtcDateTime,
-    any_row,
-    flushed_later,
-    json_text,
-    member_of,
-    row_pointer,
-    seconds_until,
-    statement_time,
-    text_size,
-    time_from_now,
-    time_text,
-)
+from queue_kit._dialect.batches import member_of
+from queue_kit._dialect.clock import seconds_until, statement_time, time_from_now, time_text
+from queue_kit._dialect.columns import BIGINT, UtcDateTime
+from queue_kit._dialect.documents import json_text, text_size
+from queue_kit._dialect.plans import any_row, flushed_later, row_pointer
 from queue_kit._statements.recurring import without_occurrence
 from queue_kit._statements.vocabulary import CRON, IS_READY, IS_SCHEDULED, JOB, number_parameter, text_parameter
 from queue_kit.models import JOBS, READY

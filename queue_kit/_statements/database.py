@@ -6,7 +6,7 @@ from functools import cache
 
 from sqlalchemy import Executable, Text, bindparam, func, literal_column, select, text
 
-from queue_kit._dialect import clock_time
+from queue_kit._dialect.clock import clock_time
 from queue_kit.models import SchemaRow
 
 

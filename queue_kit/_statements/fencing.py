@@ -8,7 +8,8 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, Executable, Integer, Uuid, bindparam, delete, null, update
 
-from queue_kit._dialect import BIGINT, time_from_now
+from queue_kit._dialect.clock import time_from_now
+from queue_kit._dialect.columns import BIGINT
 from queue_kit._statements.vocabulary import COMPLETION, IS_READY, JOB, number_parameter
 from queue_kit.models import JOBS
 

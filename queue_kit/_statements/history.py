@@ -6,7 +6,10 @@ from typing import Any
 from sqlalchemy import ColumnElement, Executable, Float, Integer, Text, bindparam, case, delete, func, or_, select
 from sqlalchemy.dialects.postgresql import insert as insert_or_skip
 
-from queue_kit._dialect import UtcDateTime, clock_time, flushed_later, json_batch
+from queue_kit._dialect.batches import json_batch
+from queue_kit._dialect.clock import clock_time
+from queue_kit._dialect.columns import UtcDateTime
+from queue_kit._dialect.plans import flushed_later
 from queue_kit._statements.vocabulary import PAST, text_parameter
 from queue_kit.job import Verdict
 from queue_kit.models import HISTORY

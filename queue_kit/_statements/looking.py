@@ -23,17 +23,10 @@ from sqlalchemy import (
     union_all,
 )
 
-from queue_kit._dialect import (
-    BIGINT,
-    UtcDateTime,
-    beginning_of,
-    json_text,
-    last_element,
-    seconds_until,
-    sorted_by,
-    statement_time,
-    time_text,
-)
+from queue_kit._dialect.clock import seconds_until, statement_time, time_text
+from queue_kit._dialect.columns import BIGINT, UtcDateTime
+from queue_kit._dialect.documents import beginning_of, json_text, last_element
+from queue_kit._dialect.plans import sorted_by
 from queue_kit._statements.vocabulary import IS_FAILED, IS_LIVE, IS_READY, IS_SCHEDULED, JOB, text_parameter
 from queue_kit.job import JobState
 from queue_kit.models import JOBS, JobRow

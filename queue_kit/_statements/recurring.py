@@ -23,7 +23,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert as insert_or_skip
 from sqlalchemy.orm import aliased
 
-from queue_kit._dialect import JSON_TYPE, UtcDateTime, clock_time, statement_time
+from queue_kit._dialect.clock import clock_time, statement_time
+from queue_kit._dialect.columns import JSON_TYPE, UtcDateTime
 from queue_kit._statements.vocabulary import CRON, IS_LIVE, JOB, is_live, text_parameter
 from queue_kit.models import CANCELLED, CRON_ENTRIES, JOBS, READY, JobRow
 

@@ -21,17 +21,11 @@ from sqlalchemy import (
     update,
 )
 
-from queue_kit._dialect import (
-    BIGINT,
-    JSON_TYPE,
-    any_row,
-    clock_time,
-    json_batch,
-    never,
-    row_pointer,
-    time_from_now,
-    with_error,
-)
+from queue_kit._dialect.batches import json_batch
+from queue_kit._dialect.clock import clock_time, never, time_from_now
+from queue_kit._dialect.columns import BIGINT, JSON_TYPE
+from queue_kit._dialect.documents import with_error
+from queue_kit._dialect.plans import any_row, row_pointer
 from queue_kit._statements.vocabulary import COMPLETION, IS_READY, JOB, number_parameter, text_parameter
 from queue_kit.models import CANCELLED, JOBS
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Float, SQLColumnExpression, Text, and_, bindparam, literal_column
 
-from queue_kit._dialect import clock_time, never, statement_time
+from queue_kit._dialect.clock import clock_time, never, statement_time
 from queue_kit.job import JobState
 from queue_kit.models import CANCELLED, COMPLETED, CRON_ENTRIES, FAILED, HISTORY, JOBS, READY, SCHEDULED, WORKERS
 

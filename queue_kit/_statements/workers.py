@@ -5,7 +5,7 @@ from functools import cache
 from sqlalchemy import Executable, Integer, Uuid, bindparam, case, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert as insert_or_skip
 
-from queue_kit._dialect import clock_time, seconds_until, statement_time, time_from_now
+from queue_kit._dialect.clock import clock_time, seconds_until, statement_time, time_from_now
 from queue_kit._statements.vocabulary import IS_READY, JOB, WORKER, number_parameter
 from queue_kit.models import WORKERS
 

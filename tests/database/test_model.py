@@ -39,7 +39,7 @@ from queue_kit import (
     register_cron_jobs,
     retry_job,
 )
-from queue_kit._dialect import any_row, row_pointer
+from queue_kit._dialect.plans import any_row, row_pointer
 from queue_kit._endings import Settlement
 from queue_kit._gate import gate_for
 from queue_kit._session import LazySession, Sessions

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Executable, event, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from queue_kit import JobRow, JobState, sqlite_engine
-from queue_kit._dialect import LONG_AGO
+from queue_kit._dialect.columns import LONG_AGO
 from queue_kit._scan import Place
 from queue_kit._statements import changing, claiming, fencing, looking, recurring, settling, workers
 from queue_kit._statements.vocabulary import as_batch, in_state

@@ -9,7 +9,9 @@ from typing import Any
 from sqlalchemy import Integer, Uuid, bindparam, literal, select, update
 
 from queue_kit import _session, _wakeup
-from queue_kit._dialect import BIGINT, any_row, never, row_pointer
+from queue_kit._dialect.clock import never
+from queue_kit._dialect.columns import BIGINT
+from queue_kit._dialect.plans import any_row, row_pointer
 from queue_kit._statements import claiming, fencing, settling
 from queue_kit._statements.vocabulary import COMPLETION
 from queue_kit.models import JOBS, READY
