@@ -21,8 +21,9 @@ from queue_kit import _sqlite, migrate
 from queue_kit._crew import Crew
 from queue_kit._gate import gate_for
 from queue_kit._handler import Handler, HandlerFunction, check_limits
+from queue_kit._lazy_session import LazySession
 from queue_kit._run import Limits
-from queue_kit._session import LazySession, Sessions
+from queue_kit._sessions import Sessions
 from queue_kit._standalone import run_until_signal
 from queue_kit._store import Store
 from queue_kit._transient import READ_ONLY, sqlstate

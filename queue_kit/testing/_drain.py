@@ -17,7 +17,7 @@ from queue_kit._leases import Leases
 from queue_kit._link import Link
 from queue_kit._pace import Pace
 from queue_kit._run import Limits
-from queue_kit._session import Sessions
+from queue_kit._sessions import Sessions
 from queue_kit._spine import Spine
 from queue_kit.errors import ConfigurationError
 from queue_kit.handlers import Handlers, as_handlers

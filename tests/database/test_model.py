@@ -42,7 +42,8 @@ from queue_kit import (
 from queue_kit._dialect.plans import any_row, row_pointer
 from queue_kit._endings import Settlement
 from queue_kit._gate import gate_for
-from queue_kit._session import LazySession, Sessions
+from queue_kit._lazy_session import LazySession
+from queue_kit._sessions import Sessions
 from queue_kit._statements import changing, claiming, recurring, settling
 from queue_kit._statements.vocabulary import CRON, JOB
 from queue_kit._store import Store

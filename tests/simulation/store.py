@@ -11,7 +11,8 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from queue_kit._endings import Settlement
-from queue_kit._session import Execute, Sessions
+from queue_kit._session import Execute
+from queue_kit._sessions import Sessions
 from queue_kit._store import Renewal, Store
 from queue_kit._transient import is_connection_lost
 from queue_kit.errors import JobAborted, LeaseLost, ShuttingDown
