@@ -25,7 +25,7 @@ from queue_kit.hooks import Observers
 from queue_kit.job import Claimed, Seconds, Verdict
 from queue_kit.retry import RetryDelay, check_retry_delay, exponential
 from queue_kit.testing._handler import CANCEL_GRACE, refuses_to_end
-from queue_kit.testing._transaction import LEASE, JoinedStore, Transaction, joined
+from queue_kit.testing._transaction import LEASE, Transaction, joined, joined_store
 from queue_kit.worker import check_engine
 
 
@@ -93,7 +93,7 @@ class _Drain:
         self._transaction = connection.sync_connection.get_transaction() if connection.sync_connection else None
         self._max_runs = max_runs
         self._runs: Counter[str] = Counter()
-        self._store = JoinedStore(connection, handlers)
+        self._store = joined_store(connection, handlers)
         self._leases = Leases(self._store, protected=lambda: True)
         self._link = _Link()
         make = _plain_session if session_factory is None else session_factory

@@ -47,6 +47,7 @@ from queue_kit._sessions import Sessions
 from queue_kit._statements import changing, claiming, recurring, settling
 from queue_kit._statements.vocabulary import CRON, JOB
 from queue_kit._store import Store
+from queue_kit._transactions import Transactions
 from queue_kit.event import AbortToken
 from queue_kit.job import Claimed, Outcome, Verdict
 from queue_kit.models import CRON_ENTRIES, JOBS
@@ -78,11 +79,10 @@ class Hands:
         gate, _ = gate_for(engine.sync_engine, 1)
         lease = worker.lease.total_seconds()
         self.store = Store(
-            engine,
+            Transactions(engine, gate=gate, lease=lease),
             worker_id=worker.id,
             names=worker.names,
             lease=lease,
-            gate=gate,
             delete_completed=worker.deletes,
             delete_failed=worker.deletes,
         )
