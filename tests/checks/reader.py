@@ -3,7 +3,7 @@ compares what comes out with what the page promises.
 
 Blocks with a title are pieces of that file. A shell's line that starts a server starts one, on a port that is free.
 `json` after a shell is the answer to the last `curl`, `text` what the last command prints. In code, `print(x)  # y`
-prints y, and `# y, then z` both.
+prints y, and `# y, then z` both; the comment may stand on the next line.
 """
 
 import ast
@@ -24,7 +24,7 @@ import httpx
 from tests.checks.test_documents import Block
 from tests.support import until
 
-PROMISE = re.compile(r"^\s*print\(.*\)  # (.*)$", re.MULTILINE)
+PROMISE = re.compile(r"^\s*print\(.*\)(?:  |\n\s*)# (.*)$", re.MULTILINE)
 
 
 MODULES = {"queue-kit": ["-m", "queue_kit"], "alembic": ["-m", "alembic"]}
@@ -147,4 +147,4 @@ class Notebook:
     def close(self) -> None:
         """All that was promised was printed, and nothing else."""
         del sys.modules[self._module.__name__]
-        assert sorted(self.printed) == sorted(self.promised)
+        assert sorted(self.printed) == sorted(self.promised), (self.printed, self.promised)

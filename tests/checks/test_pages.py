@@ -3,6 +3,7 @@
 import re
 import runpy
 import socket
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,17 @@ def test_the_drawings_are_what_their_script_draws() -> None:
     drawings = runpy.run_path(str(DOCS / "_site" / "drawings.py"))["DRAWINGS"]
     stale = [name for name, draw in drawings.items() if (DOCS / "images" / name).read_text() != draw()]
     assert stale == [], "draw them again: python docs/_site/drawings.py"
+
+
+def test_the_page_on_dependencies_has_them_all() -> None:
+    project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())["project"]
+    page = (DOCS / "dependencies.md").read_text()
+    for each in project["dependencies"]:
+        assert re.search(rf"^\| `{re.escape(each.split(';')[0])}` \| \w", page, re.MULTILINE), each
+    for extra, requirements in project["optional-dependencies"].items():
+        if extra not in {"test", "all"}:
+            brought = ", ".join(f"`{each}`" for each in requirements)
+            assert f"| `{extra}` | {brought} |" in page, extra
 
 
 def test_the_reference_has_every_public_name() -> None:
