@@ -293,14 +293,16 @@ def _check_session(session: object) -> Session[Any]:
 
 @asynccontextmanager
 async def _own_transaction(db: Database) -> AsyncIterator[AsyncSession]:
-    """A transaction that is committed at the end; on PostgreSQL one that sees what others commit while it waits."""
+    """A transaction that is committed at the end, in a session or on a connection that is in none yet."""
     if isinstance(db, AsyncEngine):
-        postgresql = db.dialect.name == "postgresql"
-        engine = db.execution_options(isolation_level="READ COMMITTED") if postgresql else db
-        async with AsyncSession(engine, expire_on_commit=False) as session:
-            yield session
-            with own_commit("the refresh"):
-                await session.commit()
+        async with db.connect() as connection:
+            if db.dialect.name == "postgresql":
+                # Whatever the engine's default: who waits for another refresh must see what that one wrote.
+                await connection.execution_options(isolation_level="READ COMMITTED")
+            async with AsyncSession(connection) as session:
+                yield session
+                with own_commit("the refresh"):
+                    await session.commit()
         return
     if db.in_transaction():
         raise ConfigurationError(
@@ -311,5 +313,5 @@ async def _own_transaction(db: Database) -> AsyncIterator[AsyncSession]:
         async with db.begin():
             yield db
     else:
-        async with db.begin(), AsyncSession(db, join_transaction_mode="rollback_only") as session:
+        async with AsyncSession(db) as session, session.begin():
             yield session
