@@ -8,10 +8,11 @@ from typing import Any
 from uuid import UUID
 
 import jwt
-from sqlalchemy import Connection, select, update
+from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from queue_kit.contrib.sessions import SessionBase, SessionStore, SigningKey, TokenPair
+from queue_kit import migrate
+from queue_kit.contrib.sessions import SessionStore, SigningKey, TokenPair
 from queue_kit.contrib.sessions.models import SESSIONS, TOKENS
 
 KEY = SigningKey("k1", "an old secret of more than 32 bytes: k1")
@@ -29,11 +30,7 @@ def cart_store(*keys: SigningKey, **options: Any) -> SessionStore[Cart]:
 
 
 async def make_tables(engine: AsyncEngine) -> None:
-    def make(connection: Connection) -> None:
-        SessionBase.metadata.create_all(connection)
-
-    async with engine.begin() as connection:
-        await connection.run_sync(make)
+    await migrate.upgrade(engine, ["sessions"])
 
 
 async def session_rows(engine: AsyncEngine) -> list[Any]:

@@ -29,7 +29,7 @@ from queue_kit.contrib.sessions.jobs import (
     job_session_store_process_leaked_session,
     session_jobs,
 )
-from queue_kit.contrib.sessions.models import SessionBase, SessionRow, SessionTokenRow
+from queue_kit.contrib.sessions.models import SessionRow, SessionTokenRow
 from queue_kit.contrib.sessions.session import LeakReport, Session, TokenAges, TokenPair
 from queue_kit.contrib.sessions.store import SessionStore
 
@@ -42,7 +42,6 @@ __all__ = [
     "RevokedSession",
     "RevokedToken",
     "Session",
-    "SessionBase",
     "SessionConflict",
     "SessionError",
     "SessionRow",

@@ -14,7 +14,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from queue_kit._dialect import JSON_TYPE, UtcDateTime, clock_time
 
 
-class SessionBase(DeclarativeBase):
+class Base(DeclarativeBase):
     """The base of the session store's tables."""
 
     metadata: ClassVar[MetaData] = MetaData(
@@ -26,7 +26,7 @@ class SessionBase(DeclarativeBase):
     )
 
 
-class SessionRow(SessionBase):
+class SessionRow(Base):
     """A session: its data as JSON, and when it was revoked."""
 
     __tablename__ = "queue_kit_session"
@@ -49,7 +49,7 @@ class SessionRow(SessionBase):
     )
 
 
-class SessionTokenRow(SessionBase):
+class SessionTokenRow(Base):
     """A pair of an access and a refresh token, as the hashes of their ids. `key_id` names the key they are signed with.
 
     `rotated_at` is when its refresh token was first used, which put the pair `successor_id` in its place. It stays
@@ -75,7 +75,7 @@ class SessionTokenRow(SessionBase):
     )
 
 
-def _table(mapped: type[SessionBase]) -> Table:
+def _table(mapped: type[Base]) -> Table:
     assert isinstance(mapped.__table__, Table)
     return mapped.__table__
 
