@@ -228,7 +228,7 @@ async def test_revocation_wins_over_a_refresh_at_the_same_time(engine):
 
 
 async def test_a_copy_and_its_owner_at_the_same_time(engine):
-    """The owner refreshes the current token while a copy of the one before comes: whoever is first, nothing stays open."""
+    """The owner refreshes the current token while a copy of the one before comes: whoever is first, none stays open."""
     store = cart_store()
     for _ in range(4):
         first = await store.create(engine, Cart())

@@ -17,6 +17,9 @@ from queue_kit.contrib.sessions.store import SessionStore
 T = TypeVar("T")
 
 _Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_LOADED: Any = getattr(web, "RequestKey", lambda name, _: name)("queue_kit_sessions", dict)
+"""Where a request keeps its sessions, by store. An aiohttp that has typed keys warns of any other."""
+
 Middleware: TypeAlias = Callable[[web.Request, _Handler], Awaitable[web.StreamResponse]]
 
 
@@ -36,7 +39,8 @@ def session_middleware(
     @web.middleware
     async def middleware(request: web.Request, handler: _Handler) -> web.StreamResponse:
         if request.match_info.handler not in public:
-            request[_key(store)] = await load_session(request, store, db(request))
+            loaded = await load_session(request, store, db(request))
+            request[_LOADED] = {**request.get(_LOADED, {}), store: loaded}
         return await handler(request)
 
     return middleware
@@ -48,7 +52,7 @@ def session_of(request: web.Request, store: SessionStore[T]) -> Session[T]:
     >>> async def show_cart(request):
     ...     return web.json_response(session_of(request, store).data)
     """
-    session: Session[T] | None = request.get(_key(store))
+    session: Session[T] | None = request.get(_LOADED, {}).get(store)
     if session is None:
         raise LookupError("no session was loaded for this request: its handler is public, or there is no middleware")
     return session
@@ -85,7 +89,3 @@ def unauthorized(store: SessionStore[Any], error: Unauthorized | None = None) ->
         content_type="application/json",
         headers={"WWW-Authenticate": challenge(store.issuer, error)},
     )
-
-
-def _key(store: SessionStore[Any]) -> str:
-    return f"queue_kit.session.{id(store)}"
