@@ -31,9 +31,9 @@ def session_middleware(
     `db` finds the database of a request; an engine is best, since nothing is held then while the request is served.
     `public` names the handlers, or classes of views, that need no session: the log-in, the refresh.
 
-    >>> app = web.Application(
-    ...     middlewares=[session_middleware(store, lambda request: request.app[ENGINE], public=[log_in, refresh])]
-    ... )
+    >>> def make_app(store, engine):
+    ...     middleware = session_middleware(store, lambda request: engine, public=[log_in, refresh])
+    ...     return web.Application(middlewares=[middleware])
     """
 
     @web.middleware

@@ -23,11 +23,12 @@ class SessionBearer(SecurityBase, Generic[T]):
     """A dependency: the session of the request's access token, else 401. `db` finds the database of a request; an
     engine is best, since nothing is held then while the request is served.
 
-    >>> bearer = SessionBearer(store, lambda request: request.app.state.engine)
-    >>> CurrentSession = Annotated[Session[dict[str, str]], Depends(bearer)]
-    >>> @app.get("/cart")
-    ... async def show_cart(session: CurrentSession) -> dict[str, str]:
-    ...     return session.data
+    >>> def add_routes(app, store):
+    ...     bearer = SessionBearer(store, lambda request: request.app.state.engine)
+    ...
+    ...     @app.get("/cart")
+    ...     async def show_cart(session: Annotated[Session[dict[str, str]], Depends(bearer)]) -> dict[str, str]:
+    ...         return session.data
     """
 
     def __init__(

@@ -50,7 +50,7 @@ class TokenAges:
 
     Raises `ConfigurationError` for anything else, and for an access token that would outlive its refresh token.
 
-    >>> TokenAges(access=300, refresh=timedelta(days=30)).access
+    >>> TokenAges(access=300, refresh=30 * 86_400).access
     300
     """
 
