@@ -10,10 +10,10 @@ from uuid import uuid4
 
 import pytest
 from pydantic import BaseModel
-from sqlalchemy import delete, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
-from queue_kit import ConfigurationError, Handlers, Job, JobState, QueueKitError, QueueWorker, list_jobs
+from queue_kit import ConfigurationError, Handlers, Job, JobState, QueueKitError, QueueWorker, add_job, list_jobs
 from queue_kit.contrib.sessions import (
     ExpiredToken,
     InvalidSessionData,
@@ -36,6 +36,7 @@ from queue_kit.contrib.sessions import (
 )
 from queue_kit.contrib.sessions import store as store_module
 from queue_kit.contrib.sessions.models import SESSIONS, TOKENS
+from queue_kit.testing import assert_enqueued, rolled_back
 from tests.database.clock import WAYS, database_now, reach
 from tests.database.movable_clock import START, database_with_clock
 from tests.database.session_stores import (
@@ -145,40 +146,32 @@ class Profile(BaseModel):
     since: datetime
 
 
-@pytest.mark.parametrize(
-    ("type_", "data"),
-    [
+async def test_data_is_of_any_type_that_a_payload_can_be(engine):
+    for type_, data in (
         (dict[str, Any], {"a": [1, 2.5, None, "ü"]}),
         (Profile, Profile(name="Ada", since=datetime(2026, 1, 1, tzinfo=UTC))),
         (list[int], [1, 2]),
         (Any, "text"),
-    ],
-    ids=str,
-)
-async def test_data_is_of_any_type_that_a_payload_can_be(engine, type_, data):
-    store = SessionStore[Any](type_, keys=[KEY], issuer="shop")
-    pair = await store.create(engine, data)
-    session = await store.get(engine, pair.access_token)
-    assert session.data == data
-    assert await store.update(engine, session) is session  # there is nothing to write
+    ):
+        store = SessionStore[Any](type_, keys=[KEY], issuer="shop")
+        pair = await store.create(engine, data)
+        session = await store.get(engine, pair.access_token)
+        assert session.data == data
+        assert await store.update(engine, session) is session  # there is nothing to write
 
 
-@pytest.mark.parametrize(
-    ("type_", "data", "problem"),
-    [
+async def test_data_that_does_not_fit_is_refused_before_anything_is_stored(engine):
+    for type_, data, problem in (
         (Cart, {"items": "tea"}, r"data at \$\.items: "),
         (Cart, 7, r"data at \$: must be Cart, not int"),
         (dict[str, Any], [1], r"data at \$: must be an object \(dict\), not list"),
         (dict[str, Any], {"a": "\0"}, r"data at \$\.a: holds a NUL"),
         (dict[str, Any], {"a": "x" * 1_100_000}, "at most 1,048,576 are allowed"),
         (Any, None, r"data at \$: must not be null"),
-    ],
-    ids=lambda value: str(value)[:20],
-)
-async def test_data_that_does_not_fit_is_refused_before_anything_is_stored(engine, type_, data, problem):
-    store = SessionStore[Any](type_, keys=[KEY], issuer="shop")
-    with pytest.raises(InvalidSessionData, match=problem):
-        await store.create(engine, data)
+    ):
+        store = SessionStore[Any](type_, keys=[KEY], issuer="shop")
+        with pytest.raises(InvalidSessionData, match=problem):
+            await store.create(engine, data)
     assert await session_rows(engine) == []
 
 
@@ -342,14 +335,20 @@ async def test_invalidate_by_id_is_harmless_twice_and_knows_what_there_is(engine
         await store.invalidate(engine, str(pair.session_id))
 
 
-@pytest.mark.parametrize("method", ["create", "get", "update", "invalidate", "refresh_tokens", "cleanup"])
-async def test_a_database_is_one_of_three_things(engine, method):
+async def test_a_database_is_one_of_three_things(engine):
     store = cart_store()
     pair = await store.create(engine, Cart())
     session = replace(await store.get(engine, pair.access_token), data=Cart(["tea"]))
-    arguments = {"get": pair.access_token, "refresh_tokens": pair.refresh_token, "create": Cart(), "cleanup": 14}
-    with pytest.raises(TypeError, match="db must be an AsyncSession, AsyncConnection or AsyncEngine, not Engine"):
-        await getattr(store, method)(engine.sync_engine, arguments.get(method, session))
+    for method, argument in {
+        "create": Cart(),
+        "get": pair.access_token,
+        "update": session,
+        "invalidate": session,
+        "refresh_tokens": pair.refresh_token,
+        "cleanup": 14,
+    }.items():
+        with pytest.raises(TypeError, match="db must be an AsyncSession, AsyncConnection or AsyncEngine, not Engine"):
+            await getattr(store, method)(engine.sync_engine, argument)
 
 
 # --- refresh ----------------------------------------------------------------------------------------------------------
@@ -383,6 +382,23 @@ async def test_a_refresh_is_a_transaction_of_its_own(engine, way):
         second = await store.refresh_tokens(db, pair.refresh_token)
         assert not db.in_transaction()
         await store.get(engine, second.access_token)  # committed
+
+
+async def test_inside_of_a_test_that_rolls_back_all_of_it_works(engine):
+    store = cart_store()
+    async with rolled_back(engine) as connection, AsyncSession(connection) as session:
+        pair = await store.create(session, Cart())
+        await session.commit()
+        second = await store.refresh_tokens(session, pair.refresh_token)
+        assert (await store.get(session, second.access_token)).data == Cart()
+        rotated = await session.scalar(select(TOKENS.c.rotated_at).where(TOKENS.c.rotated_at.is_not(None)))
+        earlier = {"rotated_at": rotated - timedelta(seconds=16)}
+        await session.execute(update(TOKENS).where(TOKENS.c.rotated_at.is_not(None)).values(earlier))
+        await session.commit()
+        with pytest.raises(LeakedSession):
+            await store.refresh_tokens(session, pair.refresh_token)
+        await assert_enqueued(session, LEAKED)
+    assert await session_rows(engine) == []
 
 
 async def refreshed_by(
@@ -673,10 +689,7 @@ async def test_the_cleanup_job_deletes_all_there_is(engine, monkeypatch):
     assert sorted(jobs) == ["queue_kit.session_store.cleanup", LEAKED]
     application = Handlers()
     application.include(jobs)
-    async with engine.begin() as connection:
-        from queue_kit import add_job
-
-        await add_job(connection, "queue_kit.session_store.cleanup")
+    await add_job(engine, "queue_kit.session_store.cleanup")
     assert (await QueueWorker(engine, application).drain())["completed"] == 1
     assert await left(engine) == (0, 0)
 
@@ -698,6 +711,8 @@ async def test_a_number_of_days_is_one(days):
     ("options", "problem"),
     [
         ({"keys": []}, "keys needs at least one SigningKey"),
+        ({"keys": KEY}, "keys is a list of SigningKey values, not SigningKey"),
+        ({"keys": "secret"}, "keys are SigningKey values, not str"),
         ({"keys": ["secret"]}, "keys are SigningKey values, not str"),
         ({"keys": [KEY, SigningKey("k1", "x" * 64)]}, "two keys have the id 'k1'"),
         ({"keys": [SigningKey("k", "x" * 31)]}, "has 31 bytes, HS256 needs at least 32"),

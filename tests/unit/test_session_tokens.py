@@ -86,9 +86,20 @@ def test_a_header_that_is_none_is_refused(header):
         TOKENS.verify(".".join([encoded, *TOKEN.split(".")[1:]]), ACCESS)
 
 
+def test_a_token_with_the_longest_names_is_still_read():
+    longest = "x" * 200
+    for algorithm in ("HS256", "HS384", "HS512"):
+        key = SigningKey(longest, "x" * 64)
+        tokens = Tokens([key], issuer=longest, audience=longest, algorithm=algorithm)
+        ids = tokens.new_ids()
+        for type_, token_id in ((ACCESS, ids.access), (REFRESH, ids.refresh)):
+            token = tokens.sign(type_, token_id, SESSION, longest, NOW, NOW)
+            assert tokens.verify(token, type_).hash == hash_of(token_id)
+
+
 def test_a_long_token_is_not_parsed(monkeypatch):
     monkeypatch.setattr(jwt, "get_unverified_header", lambda token: pytest.fail("parsed"))
-    claims = {"jti": "x" * 1_000}
+    claims = {"jti": "x" * 2_000}
     with pytest.raises(InvalidToken):
         TOKENS.verify(jwt.encode(claims, KEY.secret, headers={"kid": "k1"}), ACCESS)
 

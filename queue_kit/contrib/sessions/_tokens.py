@@ -27,8 +27,8 @@ Algorithm: TypeAlias = Literal["HS256", "HS384", "HS512"]
 
 _KEY_BYTES: Mapping[str, int] = {"HS256": 32, "HS384": 48, "HS512": 64}
 _CLAIMS = ["jti", "sid", "typ", "iss", "aud", "iat", "exp"]
-_LONGEST = 1_024
-"""Characters of a token; ours have some 400. What is longer is not even parsed."""
+_LONGEST = 2_048
+"""Characters of a token. Ours have 400, with the longest names 1,400; what is longer than any is not even parsed."""
 _SHAPE = re.compile(r"[\w-]+\.[\w-]+\.[\w-]+", re.ASCII)
 _WORD = re.compile(r"[ !#-\[\]-~]{1,200}")
 """Printable ASCII without quotes and backslashes: the issuer also goes into a header."""
@@ -184,7 +184,9 @@ def check_word(value: object, which: str) -> str:
     return value
 
 
-def _checked(keys: Sequence[SigningKey], algorithm: Algorithm) -> dict[str, bytes]:
+def _checked(keys: object, algorithm: Algorithm) -> dict[str, bytes]:
+    if not isinstance(keys, Sequence):
+        raise ConfigurationError(f"keys is a list of SigningKey values, not {type(keys).__name__}; the first one signs")
     found: dict[str, bytes] = {}
     for key in keys:
         if not isinstance(key, SigningKey):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from fastapi.openapi.models import HTTPBearer
+from fastapi.openapi.models import SecurityBase as SecurityModel
 from fastapi.security.base import SecurityBase
 from starlette.requests import Request
 
@@ -34,8 +35,8 @@ class SessionBearer(SecurityBase, Generic[T]):
     def __init__(
         self, store: SessionStore[T], db: Callable[[Request], Database], *, scheme_name: str = "session"
     ) -> None:
-        self.model = HTTPBearer(bearerFormat="JWT", description="The access token of a session.")
-        self.scheme_name = scheme_name
+        self.model: SecurityModel = HTTPBearer(bearerFormat="JWT", description="The access token of a session.")
+        self.scheme_name: str = scheme_name
         self._store = store
         self._db = db
 
