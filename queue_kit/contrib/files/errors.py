@@ -1,0 +1,46 @@
+"""What the file store raises beside the queue's own exceptions and those of the storage itself.
+
+    QueueKitError
+    ├── InvalidFile (ValueError)    a file that must not be stored or cannot be read so; names the argument
+    ├── FileNotFound (LookupError)  no file has this id
+    ├── InvalidFileToken            an access token that does not let anybody in
+    └── FilesNotDeleted             the storage refused to delete objects; names some, with the reasons
+
+An object that is gone from storage is Python's own `FileNotFoundError`, on every kind of storage.
+"""
+
+from collections.abc import Mapping
+from uuid import UUID
+
+from queue_kit.errors import QueueKitError
+
+
+class InvalidFile(QueueKitError, ValueError):
+    """A file that must not be stored. `field` names the argument."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+        self.problem = problem
+
+
+class FileNotFound(QueueKitError, LookupError):
+    """No file has this id."""
+
+    def __init__(self, file_id: UUID) -> None:
+        super().__init__(f"there is no file with id {file_id}")
+        self.file_id = file_id
+
+
+class InvalidFileToken(QueueKitError):
+    """An access token that is expired, of another file, not signed with this key, or no token at all."""
+
+
+class FilesNotDeleted(QueueKitError):
+    """The storage refused to delete `count` objects. `reasons` has some of their keys, each with what it said."""
+
+    def __init__(self, count: int, reasons: Mapping[str, str]) -> None:
+        shown = "; ".join(f"{key}: {reason}" for key, reason in reasons.items())
+        super().__init__(f"{count:,} objects could not be deleted, among them {shown}")
+        self.count = count
+        self.reasons = dict(reasons)
