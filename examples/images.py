@@ -118,7 +118,7 @@ def figure(file: File) -> str:
     address = f"/images/{file.id}?v={file.sha256[:8]}"  # another content, another address
     sources = ", ".join(f"{address}&w={width} {width}w" for width in WIDTHS)
     size = f'width="{file.meta["width"]}" height="{file.meta["height"]}"' if "width" in file.meta else ""
-    tiny = f"background-image: url({file.meta['placeholder']})" if "placeholder" in file.meta else ""
+    tiny = f"background-image: url({escape(file.meta['placeholder'])})" if "placeholder" in file.meta else ""
     return f"""
     <figure id="f{file.id}">
       <img src="{address}&amp;w=640" srcset="{escape(sources)}" sizes="(min-width: 60rem) 20rem, 45vw"

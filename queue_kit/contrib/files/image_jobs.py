@@ -24,7 +24,6 @@ from queue_kit.enqueue import add_job
 from queue_kit.event import Event
 from queue_kit.job import Job
 
-PLACEHOLDER_JOB = "queue_kit.file.generate_placeholder_image"
 TRANSFORM_JOB = "queue_kit.file.transform_image"
 
 
@@ -83,8 +82,8 @@ def job_file_transform_image(store: FileStore) -> HandlerFunction[TransformJob]:
     sends from then on.
 
     Register it as `queue_kit.file.transform_image`; `send_transformed_image` adds its jobs. What is asked for is
-    rounded to what `store.images` allows, also here. An image that was changed or deleted meanwhile gets no variant, and
-    cleanup removes what was stored for it.
+    rounded to what `store.images` allows, also here. An image that was changed or deleted meanwhile gets no variant,
+    and cleanup removes what was stored for it.
 
     >>> handler = job_file_transform_image(FileStore.memory())
     """

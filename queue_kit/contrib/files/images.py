@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias, TypeGuard, get_args
 
 from queue_kit._offload import Slots
 from queue_kit.contrib.files import _isolation
-from queue_kit.contrib.files._sniff import HEAD, sniff
+from queue_kit.contrib.files._sniff import sniff
 from queue_kit.contrib.files.errors import ImageRefused
 from queue_kit.contrib.files.variants import TRANSFORMABLE, ImageFormat, Variant, accepted, check_size, rounded_up
 from queue_kit.errors import ConfigurationError
@@ -199,7 +199,7 @@ def _made_by(found: dict[str, Any], content: bytes) -> MadeImage:
     if (
         not isinstance(content_type, str)
         or content_type not in TRANSFORMABLE
-        or sniff(content[:HEAD]) != content_type
+        or sniff(content) != content_type
         or not _is_size(width, height)
     ):
         raise _untrue()

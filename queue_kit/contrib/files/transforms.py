@@ -1,6 +1,6 @@
 """What is sent for an image, and an image changed for good. The jobs in `image_jobs.py` do the work of the first."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 from uuid import UUID
 
 from queue_kit._database import Database
@@ -17,6 +17,10 @@ from queue_kit.contrib.files.variants import ImageFormat
 
 WHILE_IT_IS_MADE = 5
 """Seconds for which the original is cached in place of a variant that is being made."""
+
+
+SentFormat: TypeAlias = Literal["auto", "avif", "webp", "original"]
+"""What an image is sent as; `auto` is the best that the browser names in its `Accept` header."""
 
 
 class Chosen(NamedTuple):
@@ -53,6 +57,42 @@ async def choose_image(
         return Chosen(made, final=True)
     await add_transform_job(db, file, variant)
     return Chosen(file, final=False)
+
+
+class ToSend(NamedTuple):
+    """What a framework sends for an image: a file, its `Cache-Control`, and the header of the request it depends on."""
+
+    file: File
+    cache_control: str
+    vary: str | None
+
+
+async def choose_to_send(
+    db: Database,
+    store: FileStore,
+    file: File,
+    *,
+    accept: str | None,
+    width: int | None,
+    quality: int | None,
+    format: SentFormat,
+    cache_control: str,
+) -> ToSend:
+    """What to send to a browser that sent this `Accept` header."""
+    negotiated = format == "auto"
+    taken = store.images.accepted(accept) if format == "auto" else format
+    chosen = await choose_image(db, store, file, width=width, quality=quality, format=taken)
+    return ToSend(
+        chosen.file, cache_control if chosen.final else _brief(cache_control), "Accept" if negotiated else None
+    )
+
+
+def _brief(cache_control: str) -> str:
+    """The same for as long as a variant may take to be made."""
+    words = cache_control.lower()
+    if "no-store" in words:
+        return cache_control
+    return f"{'public' if 'public' in words else 'private'}, max-age={WHILE_IT_IS_MADE}"
 
 
 async def transform_file_in_place(
