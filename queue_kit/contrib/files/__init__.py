@@ -4,8 +4,8 @@
     file = await create_or_update_file(session, store, name="cat.jpg", source=body, allowed_content_types=["image/*"])
     jobs.include(file_jobs(store))
 
-`send_file` and `send_transformed_image` are in `queue_kit.contrib.files.starlette` and `queue_kit.contrib.files.aiohttp`.
-See docs/files.md.
+`send_file` and `send_transformed_image` are in `queue_kit.contrib.files.starlette` and in its neighbour `aiohttp`. See
+docs/files.md.
 """
 
 from importlib.util import find_spec

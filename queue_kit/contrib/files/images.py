@@ -24,7 +24,7 @@ MIB = 1024 * 1024
 REASONS = frozenset({"format", "animated", "damaged", "pixels", "memory"})
 """Why a process refuses an image; `bytes` and `time` are found out here."""
 
-_PLACEHOLDER = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/]{1,474}={0,2}")
+_PLACEHOLDER = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/]{1,476}={0,2}")
 
 Rotation: TypeAlias = Literal[0, 90, 180, 270]
 """Degrees, clockwise."""
@@ -208,7 +208,7 @@ def _made_by(found: dict[str, Any], content: bytes) -> MadeImage:
 
 def _placeholder_of(found: dict[str, Any]) -> Placeholder:
     width, height, uri = found.get("width"), found.get("height"), found.get("placeholder")
-    if not _is_size(width, height) or not isinstance(uri, str) or not _PLACEHOLDER.fullmatch(uri):
+    if not _is_size(width, height) or not isinstance(uri, str) or len(uri) >= 500 or not _PLACEHOLDER.fullmatch(uri):
         raise _untrue()
     return Placeholder(width, height, uri)
 
