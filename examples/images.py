@@ -90,7 +90,7 @@ def create_app() -> FastAPI:
 
     @app.delete("/images/{file_id}", status_code=204)
     async def remove(file_id: UUID) -> None:
-        await delete_file(app.state.engine, app.state.store, file_id)
+        await delete_file(app.state.engine, file_id)
 
     @app.get("/")
     async def index() -> HTMLResponse:

@@ -1,13 +1,15 @@
 """Images for the tests, all made here: ordinary ones, broken ones, and some that are meant to do harm."""
 
+import colorsys
 import io
+import math
 import random
 import struct
 import zlib
 from collections.abc import Iterator
 from typing import Any
 
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageDraw, PngImagePlugin
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF")
 STILL = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "AVIF": "image/avif", "GIF": "image/gif"}
@@ -194,3 +196,29 @@ def mutated(count: int, seed: int = 7) -> Iterator[tuple[str, bytes]]:
             else:
                 content[at:at] = chance.randbytes(chance.randint(1, 16))
         yield f"{kind} {number}", bytes(content)
+
+
+# --- what is looked at ------------------------------------------------------------------------------------------------
+
+
+def landscape(seed: int, width: int = 1600, height: int = 1067) -> Image.Image:
+    """A sky, a sun and some hills, for pages and pictures of pages."""
+    chance = random.Random(seed)
+    hue = chance.random()
+    image = Image.new("RGB", (width, height))
+    draw = ImageDraw.Draw(image)
+    for y in range(height):
+        draw.line((0, y, width, y), fill=_colour(hue + 0.15 * y / height, 0.5, 1 - 0.35 * y / height))
+    x, radius = chance.uniform(0.2, 0.8) * width, chance.uniform(0.05, 0.09) * width
+    draw.ellipse((x - radius, height * 0.25 - radius, x + radius, height * 0.25 + radius), fill=_colour(0.13, 0.3, 1))
+    for hill in range(4):
+        waves = [(chance.uniform(40, 120), chance.uniform(150, 400), chance.random() * 6) for _ in range(3)]
+        base = height * (0.5 + 0.13 * hill)
+        line = [(x, base + sum(a * math.sin(x / b + c) for a, b, c in waves) / 2) for x in range(0, width + 8, 8)]
+        draw.polygon([(0, height), *line, (width, height)], fill=_colour(hue + 0.4, 0.45, 0.55 - 0.12 * hill))
+    return image
+
+
+def _colour(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
+    red, green, blue = colorsys.hsv_to_rgb(hue % 1, saturation, value)
+    return round(red * 255), round(green * 255), round(blue * 255)

@@ -128,7 +128,7 @@ async def test_a_variant_is_a_file_of_its_own(files, store):
     file = await upload(files, store, source=PHOTO)
     await transform(files, store, file)
     (made,) = await variants(files)
-    assert (made.original_id, made.variant, made.name) == (file.id, "w64-q75-webp", "photo.jpg")
+    assert (made.original_id, made.variant, made.name) == (file.id, "w64-q75-webp", "photo.webp")
     assert (made.content_type, made.meta) == ("image/webp", {"width": 64, "height": 38})
     assert read(await content(store, made.object_key)).size == (64, 38)
 

@@ -8,6 +8,7 @@ What cannot be worked on is noted on the file, so that nobody tries it again; a 
 """
 
 from dataclasses import dataclass
+from pathlib import PurePath
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -108,7 +109,7 @@ def job_file_transform_image(store: FileStore) -> HandlerFunction[TransformJob]:
         session.add(
             File(
                 object_key=stored.object_key,
-                name=original.name,
+                name=f"{PurePath(original.name).stem}.{made.content_type.removeprefix('image/')}",
                 content_type=made.content_type,
                 content_length=stored.content_length,
                 sha256=stored.sha256,
