@@ -139,7 +139,7 @@ def page(files: Sequence[File]) -> str:
 <title>images</title>
 <style>
   body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 64rem; padding: 0 1rem; color: #222 }}
-  main {{ display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(20rem, 45vw), 1fr)) }}
+  main {{ display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(16rem, 45vw), 1fr)) }}
   figure {{ margin: 0 }}
   img {{ width: 100%; height: auto; border-radius: .5rem; background-size: 100% 100% }}
   figcaption {{ display: flex; gap: .5rem; color: #555 }}

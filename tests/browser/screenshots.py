@@ -33,8 +33,8 @@ def shoot(
 def shoot_images(browser: Browser, url: str, folder: Path) -> None:
     """Take the picture of the example with photographs, when its variants are there."""
     names = ("morning", "noon", "evening", "spring", "summer", "autumn")
-    for seed, name in enumerate(names):
-        (folder / f"{name}.jpg").write_bytes(written(landscape(seed), quality=92))
+    for number, name in enumerate(names):
+        (folder / f"{name}.jpg").write_bytes(written(landscape(number), quality=92))
     page = browser.new_page(viewport={"width": 1000, "height": 700})
     page.goto(url)
     page.set_input_files("input", [folder / f"{name}.jpg" for name in names])

@@ -204,7 +204,7 @@ def mutated(count: int, seed: int = 7) -> Iterator[tuple[str, bytes]]:
 def landscape(seed: int, width: int = 1600, height: int = 1067) -> Image.Image:
     """A sky, a sun and some hills, for pages and pictures of pages."""
     chance = random.Random(seed)
-    hue = chance.random()
+    hue = (0.56, 0.04, 0.95)[seed % 3] + chance.uniform(-0.03, 0.03)
     image = Image.new("RGB", (width, height))
     draw = ImageDraw.Draw(image)
     for y in range(height):

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, TypeGuard, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from queue_kit._offload import Slots
 from queue_kit.contrib.files import _isolation
@@ -195,26 +195,24 @@ def _understood(ended: _isolation.Ended) -> tuple[dict[str, Any], bytes]:
 
 def _made_by(found: dict[str, Any], content: bytes) -> MadeImage:
     """What the process says that it made, checked: an image that has taken it over decides what it says."""
-    content_type, width, height = found.get("content_type"), found.get("width"), found.get("height")
-    if (
-        not isinstance(content_type, str)
-        or content_type not in TRANSFORMABLE
-        or sniff(content) != content_type
-        or not _is_size(width, height)
-    ):
+    content_type = found.get("content_type")
+    if not isinstance(content_type, str) or content_type not in TRANSFORMABLE or sniff(content) != content_type:
         raise _untrue()
-    return MadeImage(content, content_type, width, height)
+    return MadeImage(content, content_type, *_size_in(found))
 
 
 def _placeholder_of(found: dict[str, Any]) -> Placeholder:
-    width, height, uri = found.get("width"), found.get("height"), found.get("placeholder")
-    if not _is_size(width, height) or not isinstance(uri, str) or len(uri) >= 500 or not _PLACEHOLDER.fullmatch(uri):
+    uri = found.get("placeholder")
+    if not isinstance(uri, str) or len(uri) >= 500 or not _PLACEHOLDER.fullmatch(uri):
         raise _untrue()
-    return Placeholder(width, height, uri)
+    return Placeholder(*_size_in(found), uri)
 
 
-def _is_size(*sides: object) -> TypeGuard[Any]:
-    return all(isinstance(side, int) and side >= 1 for side in sides)
+def _size_in(found: dict[str, Any]) -> tuple[int, int]:
+    width, height = found.get("width"), found.get("height")
+    if not isinstance(width, int) or not isinstance(height, int) or width < 1 or height < 1:
+        raise _untrue()
+    return width, height
 
 
 def _untrue() -> ImageRefused:

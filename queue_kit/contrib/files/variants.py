@@ -57,7 +57,10 @@ def accepted(accept: str | None, offered: Iterable[ImageFormat]) -> ImageFormat:
     'avif'
     """
     named = {kind for kind, weight in map(_part, (accept or "").split(",")) if weight > 0}
-    return next((each for each in offered if f"image/{each}" in named), "original")
+    for each in offered:
+        if f"image/{each}" in named:
+            return each
+    return "original"
 
 
 def _part(part: str) -> tuple[str, float]:
