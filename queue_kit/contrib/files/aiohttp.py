@@ -2,9 +2,11 @@
 
 from aiohttp import web
 
+from queue_kit._database import Database
 from queue_kit.contrib.files._answer import CACHE_CONTROL, NOT_FOUND_HEADERS, answer
 from queue_kit.contrib.files.models import File
 from queue_kit.contrib.files.store import FileStore
+from queue_kit.contrib.files.transforms import SentFormat, choose_to_send
 
 
 async def send_file(
@@ -24,6 +26,40 @@ async def send_file(
     ...     return await send_file(request, store, await get_file(engine, UUID(request.match_info["file_id"])))
     """
     return await respond(request, store, file, cache_control=cache_control, download=download)
+
+
+async def send_transformed_image(
+    request: web.BaseRequest,
+    db: Database,
+    store: FileStore,
+    file: File,
+    *,
+    width: int | None = None,
+    quality: int | None = None,
+    format: SentFormat = "auto",
+    cache_control: str = CACHE_CONTROL,
+) -> web.StreamResponse:
+    """`send_file` for an image: at most `width` pixels wide, with a `quality` from 1 to 100, and as AVIF or WebP where
+    the browser takes them.
+
+    All of it is as for `queue_kit.contrib.files.starlette.send_transformed_image`.
+
+    >>> @routes.get("/images/{file_id}")  # doctest: +SKIP
+    ... async def show(request: web.Request) -> web.StreamResponse:
+    ...     file = await get_file(engine, UUID(request.match_info["file_id"]))
+    ...     return await send_transformed_image(request, engine, store, file, width=640)
+    """
+    sent = await choose_to_send(
+        db,
+        store,
+        file,
+        accept=request.headers.get("Accept"),
+        width=width,
+        quality=quality,
+        format=format,
+        cache_control=cache_control,
+    )
+    return await respond(request, store, sent.file, cache_control=sent.cache_control, vary=sent.vary)
 
 
 async def respond(

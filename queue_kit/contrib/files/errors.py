@@ -3,6 +3,7 @@
     QueueKitError
     ├── InvalidFile (ValueError)    a file that must not be stored or cannot be read so; names the argument
     ├── FileNotFound (LookupError)  no file has this id
+    ├── ImageRefused (ValueError)   an image that is not worked on; says why
     ├── InvalidFileToken            an access token that does not let anybody in
     └── FilesNotDeleted             the storage refused to delete objects; names some, with the reasons
 
@@ -44,3 +45,16 @@ class FilesNotDeleted(QueueKitError):
         super().__init__(f"{count:,} objects could not be deleted, among them {shown}")
         self.count = count
         self.reasons = dict(reasons)
+
+
+class ImageRefused(QueueKitError, ValueError):
+    """An image that is not worked on; the file itself is kept, and sent as it is.
+
+    `reason` is one word: `format` (none that is decoded, or broken from its beginning), `animated`, `damaged` (broken
+    further on), `bytes`, `pixels`, `memory` or `time` (more than allowed). `detail` says it in words.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"the image is not worked on ({reason}): {detail}")
+        self.reason = reason
+        self.detail = detail

@@ -4,12 +4,21 @@ jobs.include(file_jobs(store))
 """
 
 from queue_kit.contrib.files.cleanup import job_file_cleanup
+from queue_kit.contrib.files.image_jobs import (
+    TRANSFORM_JOB,
+    job_file_generate_placeholder_image,
+    job_file_transform_image,
+)
 from queue_kit.contrib.files.store import FileStore
+from queue_kit.contrib.files.uploads import PLACEHOLDER_JOB
 from queue_kit.handlers import Handlers
 
 CLEANUP_JOB = "queue_kit.file.cleanup"
 CLEANUP_TIMEOUT = 3_600.0
 """Seconds. What is deleted by then stays deleted, and the next run goes on."""
+
+TRANSFER = 60.0
+"""Seconds for an image to come from storage and go there, and to wait for its turn."""
 
 
 def file_jobs(store: FileStore) -> Handlers:
@@ -22,4 +31,6 @@ def file_jobs(store: FileStore) -> Handlers:
     """
     jobs = Handlers()
     jobs.add(CLEANUP_JOB, job_file_cleanup(store), timeout=CLEANUP_TIMEOUT)
+    jobs.add(PLACEHOLDER_JOB, job_file_generate_placeholder_image(store), timeout=store.images.timeout + TRANSFER)
+    jobs.add(TRANSFORM_JOB, job_file_transform_image(store), timeout=store.images.timeout + TRANSFER)
     return jobs

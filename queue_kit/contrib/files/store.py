@@ -20,6 +20,7 @@ from obstore.store import LocalStore, MemoryStore, ObjectStore
 
 from queue_kit.contrib.files._incoming import Incoming, Source
 from queue_kit.contrib.files.errors import InvalidFile
+from queue_kit.contrib.files.images import Images
 from queue_kit.errors import ConfigurationError
 
 MIB = 1024 * 1024
@@ -48,8 +49,8 @@ class FileStore:
 
     `prefix` is the folder of all objects; it ends in `/` and belongs to one database. A file has at most
     `max_file_bytes` (`None`: no limit). What is longer than `part_bytes` is uploaded in parts of this size,
-    `parallel_parts` at once, so an upload takes about their product of memory (8 MiB by 4). Raises
-    `ConfigurationError` for what cannot work.
+    `parallel_parts` at once, so an upload takes about their product of memory (8 MiB by 4). `images` works on images;
+    it has limits of its own. Raises `ConfigurationError` for what cannot work.
 
     >>> store = FileStore.memory(max_file_bytes=10_000_000)
     >>> store.prefix
@@ -64,7 +65,7 @@ class FileStore:
         max_file_bytes: int | None = 1024 * MIB,
         part_bytes: int = 8 * MIB,
         parallel_parts: int = 4,
-        images: Any = None,
+        images: Images | None = None,
     ) -> None:
         if not isinstance(objects, ObjectStore):
             raise ConfigurationError(f"FileStore takes a store of obstore, not {type(objects).__name__}")
@@ -77,7 +78,7 @@ class FileStore:
         self.max_file_bytes = None if max_file_bytes is None else _positive(max_file_bytes, "max_file_bytes")
         self.part_bytes = _positive(part_bytes, "part_bytes", at_least=5 * MIB)
         self.parallel_parts = _positive(parallel_parts, "parallel_parts")
-        self.images = images
+        self.images = Images() if images is None else images
         self._key = re.compile(f"{re.escape(prefix)}[0-9a-f]{{32}}")
 
     @classmethod
