@@ -20,9 +20,11 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 import queue_kit
 from queue_kit import dashboard, migrate, testing
+from queue_kit.contrib import files
+from queue_kit.contrib.files import aiohttp, starlette
 from queue_kit.telemetry import metrics, queue_state, tracing
 
-MODULES = (dashboard, migrate, metrics, queue_state, testing, tracing)
+MODULES = (aiohttp, dashboard, files, metrics, migrate, queue_state, starlette, testing, tracing)
 SNAPSHOT = Path(__file__).with_name("api.txt")
 
 

@@ -6,15 +6,14 @@ from pathlib import Path
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
+from queue_kit import migrate
 from queue_kit.contrib.files import FileStore
-from queue_kit.contrib.files.models import Base
 
 
 @pytest.fixture
 async def files(engine: AsyncEngine) -> AsyncEngine:
     """An engine on a database with the queue's tables and the file store's."""
-    async with engine.begin() as connection:
-        await connection.run_sync(Base.metadata.create_all)
+    await migrate.upgrade(engine, extras=["files"])
     return engine
 
 

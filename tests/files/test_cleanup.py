@@ -1,6 +1,9 @@
 """The cleanup: what no row names goes, everything else stays, whatever the storage does meanwhile."""
 
+import asyncio
 import os
+import signal
+import sys
 from datetime import timedelta
 
 import pytest
@@ -140,6 +143,31 @@ async def test_a_storage_that_refuses_some_is_told_of_and_the_others_go(files, l
     assert len(others) == 2
     assert await keys(local) == set()
     assert (folder(local) / store.refused).is_dir()
+
+
+async def test_what_a_killed_upload_left_in_a_folder_goes(files, local):
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", KILLED, str(folder(local)))
+    assert await process.wait() == -signal.SIGKILL
+    (left,) = (folder(local) / "files").iterdir()
+    assert await keys(local) == set()
+    assert await clean(files, local, minimum_age=60) == Cleaned()
+    assert left.exists()
+    assert await clean(files, local, dry_run=True) == Cleaned()
+    assert left.exists()
+    await clean(files, local)
+    assert not left.exists()
+
+
+KILLED = """
+import asyncio, os, signal, sys
+from queue_kit.contrib.files import FileStore
+
+async def dying():
+    yield bytes(20_000_000)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(FileStore.local(sys.argv[1]).write(dying()))
+"""
 
 
 async def test_a_page_is_no_longer_than_one_request_takes(files):

@@ -211,7 +211,7 @@ async def test_what_is_cut_off_is_refused():
 
 
 @pytest.mark.parametrize("format", FORMATS)
-async def test_what_says_that_it_is_enormous_is_not_decoded(format):
+async def test_i8_what_says_that_it_is_enormous_is_not_decoded(format):
     # A limit of memory in which no such image could be decoded, or its canvas be made.
     tight = Images(max_memory=256 * MIB)
     assert await refused(corpus.enlarged(format), tight) in {"pixels", "memory"}
@@ -230,7 +230,7 @@ async def test_the_limit_of_bytes_is_looked_at_before_a_process_is_started(monke
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit of memory holds on Linux")
-async def test_the_limit_of_memory_holds():
+async def test_i8_the_limit_of_memory_holds():
     few_pixels_much_memory = corpus.png(4_800, 4_800, colour=6)
     assert len(few_pixels_much_memory) < 1 * MIB
     assert await refused(few_pixels_much_memory, Images(max_memory=128 * MIB)) == "memory"
@@ -240,7 +240,7 @@ async def test_a_text_that_unpacks_to_a_hundred_megabytes_is_not_unpacked():
     assert await refused(corpus.png_with_text_bomb(), Images(max_memory=128 * MIB)) == "damaged"
 
 
-async def test_the_limit_of_time_holds():
+async def test_i8_the_limit_of_time_holds():
     bomb = corpus.scan_bomb()
     assert len(bomb) < 1 * MIB
     async with asyncio.timeout(30):

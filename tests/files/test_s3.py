@@ -74,9 +74,17 @@ async def test_an_upload_that_breaks_off_leaves_no_object(bucket):
     with pytest.raises(ConnectionResetError):
         await store.write(breaking())
     assert await keys(store) == set()
+    assert client.list_multipart_uploads(Bucket=name).get("Uploads") is None
+
+
+async def test_an_object_that_is_gone_from_s3_is_not_found(bucket):
+    _, _, store = bucket
+    gone = f"files/{uuid4().hex}"
     with pytest.raises(FileNotFoundError):
-        await store.open(f"files/{uuid4().hex}")
-    print("uploads left", client.list_multipart_uploads(Bucket=name).get("Uploads"))
+        await store.open(gone)
+    with pytest.raises(FileNotFoundError):
+        await store.open(gone, 0, 1)
+    assert await store.delete([gone]) == {}
 
 
 async def test_the_cleanup_empties_a_bucket_but_for_what_rows_name(files, bucket):

@@ -184,14 +184,14 @@ BAD_KEYS = [
 
 
 @pytest.mark.parametrize("key", BAD_KEYS, ids=ascii)
-async def test_a_key_that_is_not_the_stores_own_is_refused(local, key):
+async def test_i9_a_key_that_is_not_the_stores_own_is_refused(local, key):
     for refused in (local.open(key), local.read(key, max_bytes=1), local.delete([key])):
         with pytest.raises(InvalidFile, match="is no key of this store"):
             await refused
 
 
 @given(st.text() | st.text("0123456789abcdef/.files", max_size=40))
-def test_only_the_prefix_and_32_hex_digits_are_a_key(key):
+def test_i9_only_the_prefix_and_32_hex_digits_are_a_key(key):
     if (key[:6], len(key)) != ("files/", 38) or not set(key[6:]) <= set("0123456789abcdef"):
         with pytest.raises(InvalidFile):
             FileStore.memory()._own(key)
@@ -218,7 +218,7 @@ async def test_no_foreign_object_is_listed(local):
 @pytest.mark.parametrize(
     "prefix", ["", "/", "files", "/files/", "../", "a/../b/", "./", "a//b/", "a\\b/", "ü/", "a\0/", " a/", None, 3]
 )
-def test_a_prefix_that_could_escape_is_refused(prefix):
+def test_i9_a_prefix_that_could_escape_is_refused(prefix):
     with pytest.raises(ConfigurationError, match="prefix is folders"):
         FileStore.memory(prefix=prefix)
 

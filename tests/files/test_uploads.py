@@ -6,7 +6,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import func, insert, select, text
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from queue_kit.contrib.files import File, FileStore, InvalidFile, create_or_update_file, delete_file, get_file
 from queue_kit.testing import enqueued
@@ -104,20 +104,22 @@ async def test_what_is_not_allowed_is_refused_before_anything_is_stored(files, s
         ({"name": None}, "name: must be text"),
         ({"source": "text"}, "source: must be bytes"),
         ({"meta": []}, "meta: must be a mapping"),
-        ({"meta": {"a": float("nan")}}, r"meta:  at \$\.'a'|meta: .*nan is not JSON"),
+        ({"meta": {"a": float("nan")}}, r"^meta: at \$\.a: nan is not JSON"),
         ({"meta": {"a": "\0"}}, "meta: .*NUL"),
         ({"file_id": "7"}, "file_id: must be a UUID"),
         ({"content_type": "png"}, "content_type: is a type such as"),
         ({"allowed_content_types": "image/png"}, "allowed_content_types: is a list"),
     ],
 )
-async def test_what_cannot_be_right_is_refused_before_anything_is_read(files, store, options, message):
+async def test_what_cannot_be_right_is_refused_before_anything_is_read(store, options, message):
+    nowhere = create_async_engine("sqlite+aiosqlite://")
+
     async def never():
         pytest.fail("was read")
         yield b""
 
     with pytest.raises(InvalidFile, match=message):
-        await create_or_update_file(files, store, **{"name": "x", "source": never()} | options)
+        await create_or_update_file(nowhere, store, **{"name": "x", "source": never()} | options)
     assert await keys(store) == set()
 
 

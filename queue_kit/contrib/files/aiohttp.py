@@ -25,7 +25,7 @@ async def send_file(
     ... async def show(request: web.Request) -> web.StreamResponse:
     ...     return await send_file(request, store, await get_file(engine, UUID(request.match_info["file_id"])))
     """
-    return await respond(request, store, file, cache_control=cache_control, download=download)
+    return await _respond(request, store, file, cache_control=cache_control, download=download)
 
 
 async def send_transformed_image(
@@ -59,10 +59,10 @@ async def send_transformed_image(
         format=format,
         cache_control=cache_control,
     )
-    return await respond(request, store, sent.file, cache_control=sent.cache_control, vary=sent.vary)
+    return await _respond(request, store, sent.file, cache_control=sent.cache_control, vary=sent.vary)
 
 
-async def respond(
+async def _respond(
     request: web.BaseRequest,
     store: FileStore,
     file: File,

@@ -69,6 +69,8 @@ def job_file_cleanup(
             cleaned.deleted += len(unnamed) - len(refused)
             failed += len(refused)
             reasons |= islice(refused.items(), MOST_REASONS - len(reasons))
+        if not dry_run:
+            await store.delete_unfinished(started_at - age)
         event.log.info("%d of %d objects %s", cleaned.deleted, cleaned.objects, "to delete" if dry_run else "deleted")
         if failed:
             raise FilesNotDeleted(failed, reasons)

@@ -28,7 +28,7 @@ async def send_file(
     ... async def show(request: Request, file_id: UUID):
     ...     return await send_file(request, store, await get_file(engine, file_id))
     """
-    return await respond(request, store, file, cache_control=cache_control, download=download)
+    return await _respond(request, store, file, cache_control=cache_control, download=download)
 
 
 async def send_transformed_image(
@@ -66,10 +66,10 @@ async def send_transformed_image(
         format=format,
         cache_control=cache_control,
     )
-    return await respond(request, store, sent.file, cache_control=sent.cache_control, vary=sent.vary)
+    return await _respond(request, store, sent.file, cache_control=sent.cache_control, vary=sent.vary)
 
 
-async def respond(
+async def _respond(
     request: Request,
     store: FileStore,
     file: File,

@@ -5,13 +5,15 @@ other key is ever read, written, listed or deleted. An object is written once an
 """
 
 import asyncio
+import os
 import re
 from collections.abc import AsyncIterable, AsyncIterator, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypedDict, Unpack
 from uuid import uuid4
 
 import obstore
@@ -32,7 +34,20 @@ PIECE_BYTES = 256 * 1024
 """How much of an object is handed on at once when it is sent."""
 
 _PREFIX = re.compile(r"(?:(?!\.+/)[A-Za-z0-9._-]+/)+")
+_UNFINISHED = re.compile(r"[0-9a-f]{32}#\d+")
+"""How obstore calls a local file until it is whole. It lists none of these."""
+
 _AT_ONCE = 16
+
+
+class Limits(TypedDict, total=False):
+    """The keyword arguments of `FileStore`."""
+
+    prefix: str
+    max_file_bytes: int | None
+    part_bytes: int
+    parallel_parts: int
+    images: Images | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +97,7 @@ class FileStore:
         self._key = re.compile(f"{re.escape(prefix)}[0-9a-f]{{32}}")
 
     @classmethod
-    def local(cls, path: str | Path, **limits: Any) -> "FileStore":
+    def local(cls, path: str | Path, **limits: Unpack[Limits]) -> Self:
         """A store in a folder of this machine, which is made if need be: for one machine, with no server.
 
         `limits` are the keyword arguments of `FileStore`.
@@ -94,7 +109,7 @@ class FileStore:
         return cls(LocalStore(folder), **limits)
 
     @classmethod
-    def memory(cls, **limits: Any) -> "FileStore":
+    def memory(cls, **limits: Unpack[Limits]) -> Self:
         """A store in this process's memory, for tests. `limits` are the keyword arguments of `FileStore`.
 
         >>> store = FileStore.memory()
@@ -210,10 +225,32 @@ class FileStore:
         reasons = await asyncio.gather(*map(delete, keys))
         return {key: reason for key, reason in zip(keys, reasons, strict=True) if reason is not None}
 
+    async def delete_unfinished(self, before: datetime) -> int:
+        """Delete what uploads of killed processes left in a local folder, last written to before this time; how many
+        there were. Other kinds of storage keep such parts out of sight, and can be told to let them expire.
+
+        >>> async def tidy(store):
+        ...     await store.delete_unfinished(datetime.now(UTC) - timedelta(days=1))
+        """
+        if not isinstance(self.objects, LocalStore):
+            return 0
+        folder = Path(self.objects.prefix or "/") / self.prefix
+        return await asyncio.to_thread(_delete_unfinished, folder, before.timestamp())
+
     def _own(self, object_key: str) -> str:
         if not self._key.fullmatch(object_key):
             raise InvalidFile("object_key", f"{object_key!r} is no key of this store, whose prefix is {self.prefix!r}")
         return object_key
+
+
+def _delete_unfinished(folder: Path, before: float) -> int:
+    deleted = 0
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            if _UNFINISHED.fullmatch(entry.name) and entry.stat(follow_symlinks=False).st_mtime < before:
+                Path(entry.path).unlink(missing_ok=True)
+                deleted += 1
+    return deleted
 
 
 async def _as_bytes(stream: AsyncIterable[Any]) -> AsyncIterator[bytes]:

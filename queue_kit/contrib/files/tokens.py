@@ -35,6 +35,7 @@ def sign_file_access_token(file_id: UUID, *, signing_key: SigningKey, max_age: S
     `signing_key` is a secret of at least 32 bytes, such as `secrets.token_bytes(32)`. Raises `ConfigurationError` for a
     shorter one, and for an age that is none.
 
+    >>> from uuid import UUID
     >>> token = sign_file_access_token(UUID(int=7), signing_key=b"k" * 32, max_age=60)
     """
     key = _check_key(signing_key, "signing_key")
@@ -53,6 +54,7 @@ def verify_file_access_token(
 
     `previous_keys` are those that tokens may still be signed with after a change of the key.
 
+    >>> from uuid import UUID
     >>> key = b"k" * 32
     >>> verify_file_access_token(sign_file_access_token(UUID(int=7), signing_key=key), UUID(int=7), signing_key=key)
     """

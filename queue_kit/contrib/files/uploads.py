@@ -169,4 +169,4 @@ def _check_meta(meta: object) -> None:
     try:
         check_payload(dict(meta))
     except InvalidJob as error:
-        raise InvalidFile("meta", str(error).removeprefix("data")) from None
+        raise InvalidFile("meta", f"at {error.path}: {error.problem}" if error.path else error.problem) from None
