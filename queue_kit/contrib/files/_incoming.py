@@ -37,7 +37,7 @@ class Incoming:
         self._first: bytes | None = None
         self._first_taken = False
         self._reading: asyncio.Task[Any] | None = None
-        self.length = 0
+        self.length: int = 0
         self.error: Exception | None = None
         """What the source raised, since the storage would show it as an error of its own."""
 

@@ -83,17 +83,17 @@ class Images:
         timeout: float = 60.0,
         max_processes: int | None = None,
     ) -> None:
-        self.widths = _ascending(widths, "widths", 16_383)
-        self.qualities = _ascending(qualities, "qualities", 100)
-        self.quality = rounded_up(_whole(quality, "quality", 100), self.qualities, "quality")
-        self.formats = _offered(formats)
-        self.max_bytes = _whole(max_bytes, "max_bytes")
-        self.max_pixels = _whole(max_pixels, "max_pixels")
-        self.max_memory = _whole(max_memory, "max_memory")
-        self.max_seconds = _whole(max_seconds, "max_seconds")
+        self.widths: tuple[int, ...] = _ascending(widths, "widths", 16_383)
+        self.qualities: tuple[int, ...] = _ascending(qualities, "qualities", 100)
+        self.quality: int = rounded_up(_whole(quality, "quality", 100), self.qualities, "quality")
+        self.formats: tuple[ImageFormat, ...] = _offered(formats)
+        self.max_bytes: int = _whole(max_bytes, "max_bytes")
+        self.max_pixels: int = _whole(max_pixels, "max_pixels")
+        self.max_memory: int = _whole(max_memory, "max_memory")
+        self.max_seconds: int = _whole(max_seconds, "max_seconds")
         if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
             raise ConfigurationError(f"timeout is a number of seconds, more than 0, not {timeout!r}")
-        self.timeout = float(timeout)
+        self.timeout: float = float(timeout)
         self._slots = Slots((os.cpu_count() or 1) if max_processes is None else max_processes, "max_processes")
 
     def variant(
