@@ -64,8 +64,8 @@ class FileStore:
 
     `prefix` is the folder of all objects; it ends in `/` and belongs to one database. A file has at most
     `max_file_bytes` (`None`: no limit). What is longer than `part_bytes` is uploaded in parts of this size,
-    `parallel_parts` at once, so an upload takes about their product of memory (8 MiB by 4). `images` works on images;
-    it has limits of its own. Raises `ConfigurationError` for what cannot work.
+    `parallel_parts` at once; however long it is, that takes two to three times their product of memory (8 MiB by 4:
+    some 80 MiB). `images` works on images; it has limits of its own. Raises `ConfigurationError` for what cannot work.
 
     >>> store = FileStore.memory(max_file_bytes=10_000_000)
     >>> store.prefix
