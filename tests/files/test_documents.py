@@ -25,6 +25,7 @@ async def test_the_code_of_the_page_runs(engine, tmp_path, monkeypatch, capsys):
     told = capsys.readouterr().out
     assert "text/csv 12 " in told
     assert "'url': '/files/" in told
+    assert "1600 sea.webp image/webp {'width': 640, 'height': 480}" in told
     assert {path.name for path in tmp_path.iterdir()} >= {"uploads"}
 
 

@@ -142,7 +142,9 @@ def drawn(image: Image.Image, box: tuple[int, int]) -> Image.Image:
     orientation = _orientation(image)
     if image.mode not in _SMOOTH:  # others would be shrunk by leaving pixels out
         image = _smooth(image)
-    image.thumbnail(box[::-1] if orientation >= 5 else box, Image.Resampling.LANCZOS, reducing_gap=2.0)
+    across, down = reversed(box) if orientation >= 5 else box
+    image.thumbnail((across, down), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    image.load()  # where nothing had to be shrunk
     image = _in_srgb(image)
     image.info.clear()  # some formats write what they find there
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
