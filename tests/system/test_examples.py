@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from queue_kit import JobRow, JobState, list_jobs
 from tests.database.session_stores import move_back
+from tests.files.corpus import landscape, written
 from tests.support import count_jobs, move, until
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -322,6 +323,33 @@ async def test_fastapi(database_url: str, engine: AsyncEngine, monkeypatch: pyte
         assert await count_jobs(engine) == 1
     (job,) = await list_jobs(engine)
     assert job.state == JobState.completed
+
+
+async def test_images(database_url: str, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("IMAGES", str(tmp_path / "uploads"))
+    app = imported("images", monkeypatch).create_app()
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+    ):
+        answer = await client.post("/images", params={"name": "hills.jpg"}, content=written(landscape(1), quality=95))
+        assert answer.status_code == 201
+        address = f"/images/{answer.json()['id']}"
+
+        async def shown(accept: str) -> bool:
+            image = await client.get(address, params={"w": 300}, headers={"Accept": accept})
+            return bool(image.headers["Content-Type"] == "image/avif" and len(image.content) < 20_000)
+
+        await until(lambda: shown("image/avif,image/webp,*/*;q=0.8"))
+        page = (await client.get("/")).text
+        assert 'alt="hills.jpg"' in page
+        assert "background-image: url(data:image/jpeg;base64," in page
+        assert (await client.post(f"{address}/turn")).status_code == 204
+        assert (await client.delete(address)).status_code == 204
+        assert (await client.get(address)).status_code == 404
+        assert (await client.post("/images", params={"name": "x.jpg"}, content=b"<svg/>")).status_code == 415
 
 
 async def test_aiohttp(database_url: str, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from queue_kit._dialect import LONG_AGO
+from queue_kit._dialect.columns import LONG_AGO
 from queue_kit.contrib.sessions import _statements
 from queue_kit.errors import ConfigurationError
 

@@ -21,7 +21,8 @@ from sqlalchemy import (
     update,
 )
 
-from queue_kit._dialect import JSON_TYPE, UtcDateTime, clock_time, statement_time, time_from_now
+from queue_kit._dialect.clock import clock_time, statement_time, time_from_now
+from queue_kit._dialect.columns import JSON_TYPE, UtcDateTime
 from queue_kit.contrib.sessions._tokens import TokenType
 from queue_kit.contrib.sessions.models import SESSIONS, TOKENS
 

@@ -11,7 +11,8 @@ from uuid import UUID
 from sqlalchemy import ForeignKey, Index, LargeBinary, MetaData, Table, Text, Uuid, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from queue_kit._dialect import JSON_TYPE, UtcDateTime, clock_time
+from queue_kit._dialect.clock import clock_time
+from queue_kit._dialect.columns import JSON_TYPE, UtcDateTime
 
 
 class Base(DeclarativeBase):
