@@ -1,2 +1,1 @@
-"""Parts with tables of their own, each behind an extra. Who uses the queue alone gets no table and no
-import of theirs."""
+"""Parts that are built on the queue and asked for by an extra: files, sessions."""

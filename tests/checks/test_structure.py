@@ -57,7 +57,7 @@ def test_what_is_imported_is_declared_and_the_reverse():
     imported = {PARTS.get(name, name) for name in imports()}
     # SQLAlchemy imports asyncpg when it makes an engine, zoneinfo reads tzdata on Windows.
     assert imported - optional() | {"asyncpg", "tzdata"} == declared
-    assert {"prometheus_client", "opentelemetry_api", "starlette", "jinja2", "uvicorn"} <= imported
+    assert {"prometheus_client", "opentelemetry_api", "starlette", "jinja2", "uvicorn", "pyjwt"} <= imported
 
 
 @pytest.mark.parametrize("module", ["queue_kit", "queue_kit.cli"])
@@ -103,6 +103,7 @@ def test_the_version_is_said_once():
     [
         ("queue_kit.dashboard", "starlette", "dashboard"),
         ("queue_kit.dashboard", "jinja2", "dashboard"),
+        ("queue_kit.contrib.sessions", "jwt", "sessions"),
         ("queue_kit.contrib.files", "obstore", "files"),
         ("queue_kit.contrib.files", "PIL", "files"),
         ("queue_kit.contrib.files", "jwt", "files"),

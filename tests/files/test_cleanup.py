@@ -22,7 +22,7 @@ from queue_kit.contrib.files import (
 )
 from queue_kit.contrib.files.models import FILES
 from queue_kit.contrib.files.store import MOST_KEYS
-from tests.files.content import PNG, folder, keys
+from tests.files.content import PNG, content, folder, keys
 from tests.files.test_uploads import a_transform, count, upload
 from tests.support import row_of
 
@@ -81,6 +81,24 @@ async def test_an_upload_whose_transaction_is_open_stays(files, local):
         expected = {object_key, file.object_key}
         await session.commit()
     assert await keys(local) == expected
+
+
+async def test_an_upload_in_progress_goes_on(files, local):
+    begun, cleaned = asyncio.Event(), asyncio.Event()
+
+    async def slow():
+        yield PNG + bytes(20_000_000)
+        begun.set()
+        await cleaned.wait()
+        yield b"end"
+
+    upload_ = asyncio.create_task(create_or_update_file(files, local, name="x", source=slow()))
+    await begun.wait()
+    assert await clean(files, local, minimum_age=60) == Cleaned()
+    cleaned.set()
+    file = await upload_
+    assert (await content(local, file.object_key)).endswith(b"end")
+    assert file.content_length == len(PNG) + 20_000_003
 
 
 async def test_a_dry_run_only_counts(files, local):

@@ -89,7 +89,6 @@ async def test_a_file_is_sent_from_the_row_to_the_last_byte(files, local, servin
         assert (beyond.status, beyond.body, beyond.headers["content-range"]) == (416, b"", f"bytes */{len(DATA)}")
         again = await ask(**{"if-none-match": whole.headers["etag"]})
         assert (again.status, again.body, again.headers["etag"]) == (304, b"", whole.headers["etag"])
-        assert "content-type" not in again.headers or again.headers["content-type"] != "image/png"
         assert (await ask(**{"if-modified-since": whole.headers["last-modified"]})).status == 304
         assert (await ask(**{"if-match": '"x"'})).status == 412
 

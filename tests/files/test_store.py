@@ -3,11 +3,13 @@
 import asyncio
 import io
 import os
+import shutil
 from collections.abc import AsyncIterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from obstore.exceptions import BaseError
 from obstore.store import LocalStore
 
 from queue_kit import ConfigurationError
@@ -126,6 +128,31 @@ async def test_an_upload_that_is_cancelled_leaves_nothing(local):
         await upload
     assert await keys(local) == set()
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_storage_that_fails_at_the_end_says_so_itself(local):
+    async def pieces():
+        yield LONG
+        shutil.rmtree(folder(local) / "files")
+
+    with pytest.raises((BaseError, OSError)):
+        await local.write(pieces())
+
+
+@pytest.mark.parametrize("length", [10, 3 * PART], ids=["short", "in parts"])
+async def test_a_source_is_closed_when_it_is_left(length):
+    closed = []
+
+    async def held():
+        try:
+            while True:
+                yield LONG[:length]
+        finally:
+            closed.append(True)
+
+    with pytest.raises(InvalidFile, match="more than the 5 bytes"):
+        await FileStore.memory(max_file_bytes=5).write(held())
+    assert closed == [True]
 
 
 async def test_a_long_upload_takes_little_memory(local):

@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from queue_kit import JobRow, JobState, list_jobs
+from tests.database.session_stores import move_back
 from tests.files.corpus import landscape, written
 from tests.support import count_jobs, move, until
 
@@ -370,3 +371,43 @@ async def test_aiohttp(database_url: str, engine: AsyncEngine, monkeypatch: pyte
         assert len(await query(engine, "SELECT id FROM aiohttp_order")) == 1
     (job,) = await list_jobs(engine)
     assert job.state == JobState.completed
+
+
+async def test_sessions(
+    database_url: str, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("SESSION_KEY", "one secret of the environment, long enough")
+    app = imported("sessions", monkeypatch).create_app()
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+    ):
+
+        async def post(path: str, token: str | None = None, **body: str) -> httpx.Response:
+            headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+            return await client.post(path, json=body, headers=headers)
+
+        assert (await post("/log-in", name="ada", password="guessed")).status_code == 401
+        answer = await post("/log-in", name="ada", password="engine")
+        assert answer.headers["cache-control"] == "no-store"
+        first = answer.json()
+        puts = [post("/cart", first["access_token"], name=item) for item in ("tea", "milk", "sugar")]
+        assert {each.status_code for each in await asyncio.gather(*puts)} == {200}
+        assert (await client.get("/cart")).headers["www-authenticate"] == 'Bearer realm="shop"'
+
+        second = (await post("/refresh", refresh_token=first["refresh_token"])).json()
+        assert (await post("/refresh", refresh_token=first["refresh_token"])).json() == second
+        cart = await client.get("/cart", headers={"Authorization": f"Bearer {second['access_token']}"})
+        assert (cart.json()["user"], sorted(cart.json()["items"])) == ("ada", ["milk", "sugar", "tea"])
+        assert (await post("/cart", first["access_token"], name="late")).status_code == 401
+
+        await move_back(engine, rotated_at=16)
+        with caplog.at_level("WARNING", "queue_kit.job"):
+            assert (await post("/refresh", refresh_token=first["refresh_token"])).status_code == 401
+            await until(lambda: "a refresh token of it came again" in caplog.text)
+        assert (await post("/log-out", second["access_token"])).status_code == 401
+
+        third = (await post("/log-in", name="ada", password="engine")).json()
+        assert (await post("/log-out", third["access_token"])).status_code == 204
+        assert (await post("/log-out", third["access_token"])).status_code == 401

@@ -37,7 +37,7 @@ class Incoming:
         self._first: bytes | None = None
         self._first_taken = False
         self._reading: asyncio.Task[Any] | None = None
-        self.length = 0
+        self.length: int = 0
         self.error: Exception | None = None
         """What the source raised, since the storage would show it as an error of its own."""
 
@@ -60,6 +60,8 @@ class Incoming:
         self._reading = asyncio.current_task()  # one of the storage's, which goes on when the upload is cancelled
         try:
             return await self._next()
+        except StopAsyncIteration:
+            raise
         except Exception as error:
             self.error = error
             raise
@@ -133,12 +135,16 @@ async def _read_from(reader: AsyncReader, size: int) -> AsyncGenerator[bytes, No
 async def _gather(pieces: AsyncIterable[bytes], size: int) -> AsyncGenerator[bytes, None]:
     """The same bytes in parts of this size, but for the last."""
     waiting = bytearray()
-    async for piece in pieces:
-        if not isinstance(piece, bytes | bytearray | memoryview):
-            raise InvalidFile("source", f"yields {type(piece).__name__}, not bytes")
-        waiting += piece
-        while len(waiting) >= size:
-            yield bytes(waiting[:size])
-            del waiting[:size]
+    try:
+        async for piece in pieces:
+            if not isinstance(piece, bytes | bytearray | memoryview):
+                raise InvalidFile("source", f"yields {type(piece).__name__}, not bytes")
+            waiting += piece
+            while len(waiting) >= size:
+                yield bytes(waiting[:size])
+                del waiting[:size]
+    finally:
+        if isinstance(pieces, AsyncGenerator):
+            await pieces.aclose()  # it may hold what others wait for
     if waiting:
         yield bytes(waiting)

@@ -14,7 +14,8 @@ from sqlalchemy import Delete, Select, Text, bindparam, delete, exists, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
-from queue_kit._dialect import clock_time, member_of
+from queue_kit._dialect.batches import member_of
+from queue_kit._dialect.clock import clock_time
 from queue_kit._handler import HandlerFunction
 from queue_kit.contrib.files.errors import FilesNotDeleted
 from queue_kit.contrib.files.models import File

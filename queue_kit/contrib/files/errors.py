@@ -21,8 +21,8 @@ class InvalidFile(QueueKitError, ValueError):
 
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(f"{field}: {problem}")
-        self.field = field
-        self.problem = problem
+        self.field: str = field
+        self.problem: str = problem
 
 
 class FileNotFound(QueueKitError, LookupError):
@@ -30,7 +30,7 @@ class FileNotFound(QueueKitError, LookupError):
 
     def __init__(self, file_id: UUID) -> None:
         super().__init__(f"there is no file with id {file_id}")
-        self.file_id = file_id
+        self.file_id: UUID = file_id
 
 
 class InvalidFileToken(QueueKitError):
@@ -43,8 +43,8 @@ class FilesNotDeleted(QueueKitError):
     def __init__(self, count: int, reasons: Mapping[str, str]) -> None:
         shown = "; ".join(f"{key}: {reason}" for key, reason in reasons.items())
         super().__init__(f"{count:,} objects could not be deleted, among them {shown}")
-        self.count = count
-        self.reasons = dict(reasons)
+        self.count: int = count
+        self.reasons: dict[str, str] = dict(reasons)
 
 
 class ImageRefused(QueueKitError, ValueError):
@@ -56,5 +56,5 @@ class ImageRefused(QueueKitError, ValueError):
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"the image is not worked on ({reason}): {detail}")
-        self.reason = reason
-        self.detail = detail
+        self.reason: str = reason
+        self.detail: str = detail

@@ -11,7 +11,8 @@ from uuid import UUID, uuid4
 from sqlalchemy import CheckConstraint, ForeignKey, MetaData, String, Table, Text, UniqueConstraint, Uuid, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from queue_kit._dialect import BIGINT, JSON_TYPE, UtcDateTime, clock_time
+from queue_kit._dialect.clock import clock_time
+from queue_kit._dialect.columns import BIGINT, JSON_TYPE, UtcDateTime
 
 _C_TEXT = Text(collation="C").with_variant(Text(), "sqlite")
 

@@ -64,8 +64,8 @@ class FileStore:
 
     `prefix` is the folder of all objects; it ends in `/` and belongs to one database. A file has at most
     `max_file_bytes` (`None`: no limit). What is longer than `part_bytes` is uploaded in parts of this size,
-    `parallel_parts` at once, so an upload takes about their product of memory (8 MiB by 4). `images` works on images;
-    it has limits of its own. Raises `ConfigurationError` for what cannot work.
+    `parallel_parts` at once; however long it is, that takes two to three times their product of memory (8 MiB by 4:
+    some 80 MiB). `images` works on images; it has limits of its own. Raises `ConfigurationError` for what cannot work.
 
     >>> store = FileStore.memory(max_file_bytes=10_000_000)
     >>> store.prefix
@@ -88,12 +88,14 @@ class FileStore:
             raise ConfigurationError(
                 f"prefix is folders of letters, digits and ._- and ends in a slash, such as 'files/', not {prefix!r}"
             )
-        self.objects = objects
-        self.prefix = prefix
-        self.max_file_bytes = None if max_file_bytes is None else _positive(max_file_bytes, "max_file_bytes")
-        self.part_bytes = _positive(part_bytes, "part_bytes", at_least=5 * MIB)
-        self.parallel_parts = _positive(parallel_parts, "parallel_parts")
-        self.images = Images() if images is None else images
+        self.objects: ObjectStore = objects
+        self.prefix: str = prefix
+        self.max_file_bytes: int | None = (
+            None if max_file_bytes is None else _positive(max_file_bytes, "max_file_bytes")
+        )
+        self.part_bytes: int = _positive(part_bytes, "part_bytes", at_least=5 * MIB)
+        self.parallel_parts: int = _positive(parallel_parts, "parallel_parts")
+        self.images: Images = Images() if images is None else images
         self._key = re.compile(f"{re.escape(prefix)}[0-9a-f]{{32}}")
 
     @classmethod
