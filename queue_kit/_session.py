@@ -24,7 +24,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from queue_kit import _statements
 from queue_kit._begin import begin
-from queue_kit._run import chain
+from queue_kit._error_record import chain
 from queue_kit._transient import is_connection_lost, is_server_trouble
 from queue_kit.enqueue import HELD_JOB, hand_over_key
 from queue_kit.errors import ConfigurationError, JobAborted, LeaseLost, ShuttingDown, UnfencedCommit

@@ -1,9 +1,13 @@
 """The workers that are alive, and what they hold."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
+
+from sqlalchemy import Row
 
 from queue_kit import _statements
 from queue_kit._database import Database
@@ -48,7 +52,7 @@ async def list_workers(db: Database) -> list[WorkerInfo]:
     ...     return [worker.host for worker in await list_workers(engine) if worker.jobs]
     """
     async with session_on(db, reading=True) as session:
-        workers = (await session.execute(_statements.workers_alive())).all()
+        workers = await alive(session)
         held: dict[UUID, list[HeldJob]] = defaultdict(list)
         if workers:
             for row in await session.execute(_statements.held_jobs(), {"limit": LOOKED_AT}):
@@ -68,3 +72,9 @@ async def list_workers(db: Database) -> list[WorkerInfo]:
         )
         for row in workers
     ]
+
+
+async def alive(db: Database) -> Sequence[Row[Any]]:
+    """The rows of the workers that are alive, the oldest first: all that is known of them but what they hold."""
+    async with session_on(db, reading=True) as session:
+        return (await session.execute(_statements.workers_alive())).all()

@@ -49,6 +49,28 @@ ERRORS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "invoice.render": (("InvalidPayload", "data at $.lines[3].amount: Input should be a valid decimal", ""),),
     "image.resize": (("DeadlineExceeded", "the handler's 30 s are over", ""),),
 }
+TIMINGS: dict[str, dict[str, Any]] = {
+    "ConnectionRefusedError": {
+        "seconds": 3.214,
+        "spans": [
+            {"name": "order.load", "depth": 0, "start": 0.004, "seconds": 0.212},
+            {"name": "template.render", "depth": 0, "start": 0.218, "seconds": 0.631},
+            {"name": "template.fonts", "depth": 1, "start": 0.301, "seconds": 0.417},
+            {"name": "mail.deliver", "depth": 0, "start": 0.851, "seconds": 2.361},
+            {"name": "smtp.connect", "depth": 1, "start": 0.853, "seconds": 1.02},
+            {"name": "smtp.connect", "depth": 1, "start": 2.178, "seconds": 1.033},
+        ],
+    },
+    "DeadlineExceeded": {
+        "seconds": 30.018,
+        "aborted": 30.001,
+        "spans": [
+            {"name": "image.fetch", "depth": 0, "start": 0.003, "seconds": 2.84},
+            {"name": "image.scale", "depth": 0, "start": 2.845, "seconds": 27.171, "aborted": 30.001},
+        ],
+    },
+}
+"""Where failed tries spent their time."""
 
 
 @dataclass
@@ -114,7 +136,8 @@ class Jobs:
         kind, message, traceback = error
         at = (self._now - timedelta(seconds=age + 40 * (2 - attempt))).isoformat()
         traceback = traceback or f"Traceback (most recent call last):\n{kind}: {message}\n"
-        return {"at": at, "try": attempt, "class": kind, "message": message, "traceback": traceback}
+        record = {"at": at, "try": attempt, "class": kind, "message": message, "traceback": traceback}
+        return record | TIMINGS.get(kind, {"seconds": 0.031})
 
     def wait(self, known: Known) -> None:
         for at in range(9):
