@@ -42,7 +42,7 @@ async def cancel_job(db: Database, job_id: int) -> JobState:
     async with session_on(db) as session:
         status = (await session.execute(_statements.cancel(), {"job_id": job_id})).scalar_one_or_none()
         if status is None:
-            return JobState((await _standing(session, job_id)).state)
+            return (await _standing(session, job_id))[0]
         if status != READY:
             return JobState.cancelled
         await notify(session, CANCEL_CHANNEL)
@@ -78,9 +78,9 @@ async def retried(session: AsyncSession, job_id: int) -> bool:
 
 
 async def _conflict(session: AsyncSession, job_id: int) -> JobConflict:
-    row = await _standing(session, job_id)
-    if row.state not in (JobState.failed, JobState.cancelled):
-        return JobConflict(job_id, f"is {row.state}; only failed and cancelled jobs can be retried")
+    state, _ = await _standing(session, job_id)
+    if state not in (JobState.failed, JobState.cancelled):
+        return JobConflict(job_id, f"is {state}; only failed and cancelled jobs can be retried")
     holder = (await session.execute(_statements.key_holder(), {"job_id": job_id})).scalars().first()
     if holder is None:
         return JobConflict(job_id, "it was changed at the same time; try again")
@@ -102,13 +102,13 @@ async def get_job(db: Database, job_id: int) -> JobRow | None:
         return await _get(session, job_id)
 
 
-async def _standing(session: AsyncSession, job_id: int) -> Row[Any]:
+async def _standing(session: AsyncSession, job_id: int) -> tuple[JobState, str | None]:
     """The state of a job and its cron entry, whatever else in its row cannot be read. Raises `JobNotFound`."""
     query = select(JobRow.state.label("state"), JobRow.cron_name).where(JobRow.id == job_id)
-    row: Row[Any] | None = (await session.execute(query)).first()
+    row = (await session.execute(query)).first()
     if row is None:
         raise JobNotFound(job_id)
-    return row
+    return JobState(row.state), row.cron_name
 
 
 async def _get(session: AsyncSession, job_id: int) -> JobRow | None:
@@ -128,15 +128,14 @@ async def run_job_now(db: Database, job_id: int) -> None:
     if not is_id(job_id):
         raise JobNotFound(job_id)
     async with session_on(db) as session:
-        row = await _standing(session, job_id)
-        entry = row.cron_name
-        if entry is not None and not JobState(row.state).is_complete:
+        state, entry = await _standing(session, job_id)
+        if entry is not None and not state.is_complete:
             defined = (await session.execute(_statements.lock_cron_entry(), {"entry": entry})).first()
             if defined is not None:
                 await session.run_sync(lambda sync: cron.hasten(sync.execute, entry))
         if (await session.execute(_statements.run_now(), {"job_id": job_id})).first() is None:
-            row = await _standing(session, job_id)
-            raise JobConflict(job_id, f"is {row.state}; only a job that waits can be run now")
+            state, _ = await _standing(session, job_id)
+            raise JobConflict(job_id, f"is {state}; only a job that waits can be run now")
         await notify(session, JOB_CHANNEL)
 
 
