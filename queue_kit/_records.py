@@ -33,7 +33,10 @@ def _read(kind: TypeEngine[Any], text: Any) -> Any:
         case JSON() if text is not None:
             return json.loads(text)
         case UtcDateTime() if text not in (None, "infinity"):
-            return as_instant(text)
+            try:
+                return as_instant(text)
+            except ValueError:
+                raise ValueError(f"Python has no such time: {text}") from None
         case _:
             return text
 

@@ -129,7 +129,8 @@ class Jobs:
                 age = 60 + self._dice.random() * 2_400
                 errors = [self._error(ERRORS[name][at % len(ERRORS[name])], age, attempt) for attempt in (1, 2)]
                 known.failed = self.add(name, FAILED, age, retry_count=2, max_retry_count=2, errors=errors)
-        self.add("rates.fetch", FAILED, 640, cron_name="rates.fetch", errors=[])
+        errors = [self._error(("TimeoutError", "no rates within 20 s", ""), 640, 1)]
+        self.add("rates.fetch", FAILED, 640, cron_name="rates.fetch", retry_count=1, max_retry_count=1, errors=errors)
         known.cancelled = self.add("newsletter.weekly", CANCELLED, 900)
 
     def _error(self, error: tuple[str, str, str], age: float, attempt: int) -> dict[str, Any]:
