@@ -141,7 +141,9 @@ def _lines(overview: _Overview | str, width: int | None = None) -> list[str]:
     total, rates = overview.insights, overview.rates()
     lines = [
         f"{total.pending:,} due, {total.scheduled:,} scheduled, {total.running:,} running, {total.failed:,} failed",
-        f"the first due one waits for {span(total.oldest_due_seconds)}",
+        "nothing waits"
+        if total.oldest_due_seconds is None
+        else f"the first due one waits for {span(total.oldest_due_seconds)}",
         _RATES.format(**rates),
         f"{amount(overview.workers, 'worker')} alive",
     ]
