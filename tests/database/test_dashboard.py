@@ -650,6 +650,29 @@ async def test_hidden_failures_of_one_class_can_be_told_apart(engine):
         assert f'hidden, as in job <a href="./jobs/{job_id}">{job_id}</a>' in page
 
 
+async def test_of_hidden_failures_one_group_is_retried_without_its_text(engine, caplog):
+    first, alike, other = [await add_job(engine, "payment.capture") for _ in range(3)]
+    for job_id, message in ((first, SECRET), (alike, f"{SECRET}\nand more"), (other, "another")):
+        await fail(engine, job_id, message=message)
+    app = dashboard(engine, authorize=lambda _: Access("ada", act=True), hidden_names=["payment.*"])
+    async with visiting(app) as ada:
+        links = re.findall(r'href="\./(jobs/confirm\?[^"]*)"', (await ada.get("/")).text)
+        link = next(html.unescape(link) for link in links if f"like={other}" not in link)
+        page = (await ada.get(f"/{link}")).text
+        assert "Retry 2 jobs?" in page
+        assert SECRET not in page
+        form = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', page))
+        answer = await ada.post("/jobs/change", data=form, headers=SAME_SITE)
+        assert "count=2" in answer.headers["location"]
+        for wrong in ({"like": "1"}, {"like": "1", "name": "payment.capture", "message": "x"}):
+            assert (await ada.get("/jobs/confirm", params={"action": "retry", **wrong})).status_code == 400
+        gone = await ada.get("/jobs/confirm", params={"action": "retry", "name": "payment.capture", "like": first})
+        assert "No job fits any more" in gone.text
+    assert [(await row_of(engine, job_id)).state for job_id in (first, alike, other)] == ["ready", "ready", "failed"]
+    assert SECRET not in caplog.text
+    assert "like=" in caplog.text
+
+
 async def test_a_worker_row_of_any_text_is_shown(ada, engine):
     async with engine.begin() as connection:
         values = {"id": uuid4(), "label": "<b>", "host": '"><i>', "pid": 1, "names": ["<u>"]}
