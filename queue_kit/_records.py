@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import JSON, Row
 from sqlalchemy.types import TypeEngine
 
-from queue_kit._dialect import UtcDateTime, as_instant
+from queue_kit._dialect.columns import UtcDateTime, as_instant
 from queue_kit._reach import UNREADABLE
 from queue_kit.models import JOBS
 

@@ -9,9 +9,9 @@ from uuid import UUID
 
 from sqlalchemy import Row
 
-from queue_kit import _statements
 from queue_kit._database import Database
 from queue_kit._reach import session_on
+from queue_kit._statements import workers
 
 LOOKED_AT = 10_000
 """Ready jobs among which held ones are looked for, from the head of the order: a backlog may be millions."""
@@ -52,10 +52,10 @@ async def list_workers(db: Database) -> list[WorkerInfo]:
     ...     return [worker.host for worker in await list_workers(engine) if worker.jobs]
     """
     async with session_on(db, reading=True) as session:
-        workers = await alive(session)
+        found = await alive(session)
         held: dict[UUID, list[HeldJob]] = defaultdict(list)
-        if workers:
-            for row in await session.execute(_statements.held_jobs(), {"limit": LOOKED_AT}):
+        if found:
+            for row in await session.execute(workers.held_jobs(), {"limit": LOOKED_AT}):
                 held[row.worker_id].append(HeldJob(row.id, row.name, row.retry_count + 1))
     return [
         WorkerInfo(
@@ -70,11 +70,11 @@ async def list_workers(db: Database) -> list[WorkerInfo]:
             row.running,
             tuple(held[row.id]),
         )
-        for row in workers
+        for row in found
     ]
 
 
 async def alive(db: Database) -> Sequence[Row[Any]]:
     """The rows of the workers that are alive, the oldest first: all that is known of them but what they hold."""
     async with session_on(db, reading=True) as session:
-        return (await session.execute(_statements.workers_alive())).all()
+        return (await session.execute(workers.workers_alive())).all()

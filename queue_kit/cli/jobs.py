@@ -8,7 +8,7 @@ import click
 from sqlalchemy import URL, Row
 
 from queue_kit._records import mends, time
-from queue_kit._statements import job_heads, job_texts
+from queue_kit._statements.looking import job_heads, job_texts
 from queue_kit._timings import timings_of
 from queue_kit.cli.database import ANSWER, database_option, on_database
 from queue_kit.cli.output import json_option, print_json, print_table, read_stdin, shown

@@ -7,7 +7,7 @@ from uuid import UUID
 from sqlalchemy import Row
 
 from queue_kit import _records
-from queue_kit._dialect import LONG_AGO
+from queue_kit._dialect.columns import LONG_AGO
 from queue_kit.cli.output import plain
 
 _COLUMNS = (
