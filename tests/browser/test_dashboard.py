@@ -198,6 +198,19 @@ def test_what_to_do_with_picked_jobs_is_in_view_in_a_long_list(page, base):
     expect(page.locator(".picked").get_by_role("button", name="Retry")).to_be_in_viewport()
 
 
+def test_where_a_try_spent_its_time_is_seen_on_a_desk_and_in_a_hand(page, base, known):
+    page.goto(f"{base}/jobs/{known.failed}")
+    for width in (1200, 380):
+        page.set_viewport_size({"width": width, "height": 800})
+        table = page.locator(".spans").first.bounding_box()
+        bars = page.locator(".spans").first.locator(".bar").evaluate_all("all => all.map((each) => each.clientWidth)")
+        assert table
+        assert len(bars) == 6
+        assert len(set(bars)) == 1
+        assert bars[0] > 0.7 * table["width"], width
+    expect(page.locator(".spans").first.get_by_role("row", name="level 2: template.fonts")).to_contain_text("417 ms")
+
+
 def test_all_of_a_page_are_picked_with_one_click(page, base):
     page.goto(f"{base}/jobs?state=failed&name=webhook.deliver")
     picked, all_of_them = page.locator("tbody input:checked"), page.get_by_label("Pick all on this page")

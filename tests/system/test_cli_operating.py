@@ -174,7 +174,7 @@ async def test_what_others_wrote_reaches_no_terminal_with_its_control_characters
         "failed",
         name=HOSTILE,
         data={HOSTILE: HOSTILE},
-        errors=error(HOSTILE, HOSTILE, f"{HOSTILE}\n{HOSTILE}"),
+        errors=[error(HOSTILE, HOSTILE, f"{HOSTILE}\n{HOSTILE}")[0] | {"spans": [{"name": HOSTILE, "seconds": 1}]}],
         cron_name=HOSTILE,
         unique_key=HOSTILE,
     )
