@@ -7,7 +7,7 @@ from typing import Any
 import click
 from sqlalchemy import URL, Row
 
-from queue_kit._records import mends, time
+from queue_kit._records import mends, time, unreadable
 from queue_kit._statements.looking import job_heads, job_texts
 from queue_kit._timings import timings_of
 from queue_kit.cli.database import ANSWER, database_option, on_database
@@ -192,9 +192,14 @@ def show(job_id: int, url: URL, as_json: bool) -> None:
         print_json(job)
         return
     click.echo(click.style(f"job {job_id} {shown(job['name'])}: {job['state']}", bold=True))
-    for column, statement in mends(job_id, job["unreadable"]).items():
-        click.echo(click.style(f"  {column} cannot be read: {shown(job['unreadable'][column])}", bold=True))
-        click.echo(f"  to mend it, as one who may write the table: {statement}")
+    # What is only too deep to be printed is none of these: a worker may well be able to read it.
+    statements = mends(job_id, unreadable(row))
+    for column, why in job["unreadable"].items():
+        click.echo(click.style(f"  {column} cannot be read: {shown(why)}", bold=True))
+        if column in statements:
+            click.echo(f"  to mend it, as one who may write the table: {statements[column]}")
+    if "data" in statements:
+        click.echo("  the payload is lost by that: write what it should be in the place of '{}'")
     for label, value in _facts(job):
         if value is not None:
             click.echo(f"  {label:<14} {shown(value)}")
