@@ -23,8 +23,8 @@ from sqlalchemy.orm import Session
 
 from queue_kit._begin import begin
 from queue_kit._commits import Commits
+from queue_kit._error_record import chain
 from queue_kit._lazy_session import GUARD, FencedSession, LazySession, listen
-from queue_kit._run import chain
 from queue_kit._statements import database, fencing
 from queue_kit._transient import is_connection_lost, is_server_trouble
 from queue_kit.enqueue import HELD_JOB
