@@ -22,10 +22,8 @@ from typing import Annotated
 
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from pydantic import BaseModel
-from sqlalchemy import make_url
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from queue_kit import CronJob, Handlers, QueueWorker, migrate, register_cron_jobs, sqlite_engine
+from queue_kit import CronJob, Handlers, QueueWorker, engine_from_url, migrate, register_cron_jobs
 from queue_kit.contrib.sessions import (
     Session,
     SessionConflict,
@@ -84,19 +82,12 @@ class Tokens(BaseModel):
         return cls(access_token=pair.access_token, refresh_token=pair.refresh_token)
 
 
-def make_engine(url: str) -> AsyncEngine:
-    """SQLite needs the settings of `sqlite_engine`; PostgreSQL takes any engine."""
-    if url.startswith("sqlite"):
-        return sqlite_engine(make_url(url).database or "sessions.db")
-    return create_async_engine(url)
-
-
 def create_app() -> FastAPI:
     """The application."""
     store = SessionStore(Cart, keys=[SigningKey("2026-11", os.environ["SESSION_KEY"])], issuer="shop")
     jobs = Handlers()
     jobs.include(session_jobs(store))
-    engine = make_engine(os.environ.get("DATABASE_URL", "sqlite:///sessions.db"))
+    engine = engine_from_url(os.environ.get("DATABASE_URL", "sqlite:///sessions.db"))
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:

@@ -5,7 +5,7 @@ import asyncio
 from alembic import context
 from sqlalchemy import Connection
 
-from queue_kit import migrate
+from queue_kit import engine_from_url, migrate
 from shop.models import Base
 from shop.settings import Settings
 
@@ -21,7 +21,7 @@ def run(connection: Connection) -> None:
 
 async def connect_and_run() -> None:
     """The same for somebody who typed `alembic`."""
-    engine = Settings.from_environment().make_engine()
+    engine = engine_from_url(Settings.from_environment().database_url)
     async with engine.begin() as connection:
         await connection.run_sync(run)
     await engine.dispose()

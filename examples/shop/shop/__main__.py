@@ -6,6 +6,7 @@ import secrets
 
 import uvicorn
 
+from queue_kit import engine_from_url
 from shop import prepare
 from shop.app import create_app
 from shop.settings import Settings
@@ -13,7 +14,7 @@ from shop.settings import Settings
 
 async def prepare_database(settings: Settings) -> None:
     """Migrate, and fill an empty shop. Without SHOP_STAFF_PASSWORD the staff gets one here, shown this once."""
-    engine = settings.make_engine()
+    engine = engine_from_url(settings.database_url)
     await prepare.upgrade(engine)
     chosen = os.environ.get("SHOP_STAFF_PASSWORD")
     password = chosen or secrets.token_urlsafe(12)

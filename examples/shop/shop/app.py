@@ -10,7 +10,7 @@ from fastapi.responses import Response
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from queue_kit import QueueWorker, install_hooks, register_cron_jobs
+from queue_kit import QueueWorker, engine_from_url, install_hooks, register_cron_jobs
 from queue_kit.contrib.files import FileStore, Images
 from queue_kit.contrib.sessions import SessionStore, SigningKey
 from queue_kit.dashboard import Access, dashboard
@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 
 def create_app(settings: Settings) -> FastAPI:
     """The shop, on a database that `python -m shop` has migrated."""
-    engine = settings.make_engine()
+    engine = engine_from_url(settings.database_url)
     store = FileStore.local(settings.folder / "uploads", max_file_bytes=20_000_000, images=Images(widths=(320, 640)))
     logins = SessionStore(Login, keys=[SigningKey("1", settings.session_key)], issuer="shop")
     outbox = settings.folder / "outbox"

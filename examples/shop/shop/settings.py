@@ -5,18 +5,14 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-
-from queue_kit import sqlite_engine
-
 
 @dataclass(frozen=True)
 class Settings:
-    """`folder` is for uploads and outgoing mail, and for SQLite's file where there is no `database_url`."""
+    """`folder` is for uploads and outgoing mail."""
 
     folder: Path
-    database_url: str | None = None
-    session_key: str = ""
+    database_url: str
+    session_key: str
     metrics_token: str = ""
     lease: float = 30.0
 
@@ -27,17 +23,11 @@ class Settings:
         folder.mkdir(parents=True, exist_ok=True)
         return cls(
             folder=folder,
-            database_url=os.environ.get("SHOP_DATABASE_URL"),
+            database_url=os.environ.get("SHOP_DATABASE_URL", f"sqlite:///{folder / 'shop.db'}"),
             session_key=os.environ.get("SHOP_SESSION_KEY") or _kept_key(folder / "session.key"),
             metrics_token=os.environ.get("SHOP_METRICS_TOKEN", ""),
             lease=float(os.environ.get("SHOP_LEASE", cls.lease)),
         )
-
-    def make_engine(self) -> AsyncEngine:
-        """SQLite needs the settings of `sqlite_engine`; PostgreSQL takes any engine."""
-        if self.database_url is None:
-            return sqlite_engine(self.folder / "shop.db")
-        return create_async_engine(self.database_url, pool_pre_ping=True)
 
 
 def _kept_key(file: Path) -> str:
