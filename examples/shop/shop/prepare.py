@@ -14,16 +14,17 @@ ALEMBIC = Path(__file__).parents[1] / "alembic.ini"
 STAFF = "staff@example.org"
 
 
+def history(connection: Connection) -> Config:
+    """Alembic's configuration, for a command on this connection."""
+    config = Config(ALEMBIC)
+    config.attributes["connection"] = connection
+    return config
+
+
 async def upgrade(engine: AsyncEngine) -> None:
     """Bring the database to the newest revision, in one transaction. In production a deploy does this, once."""
     async with engine.begin() as connection:
-        await connection.run_sync(_upgrade)
-
-
-def _upgrade(connection: Connection) -> None:
-    config = Config(ALEMBIC)
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+        await connection.run_sync(lambda sync: command.upgrade(history(sync), "head"))
 
 
 async def fill(engine: AsyncEngine, password: str) -> bool:

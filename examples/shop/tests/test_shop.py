@@ -13,7 +13,8 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
-from sqlalchemy import func, select
+from alembic import command
+from sqlalchemy import func, inspect, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from queue_kit import Handlers, QueueWorker
@@ -126,6 +127,14 @@ async def test_the_report_adds_up_the_day_before(queue_kit_session: AsyncSession
     report = await queue_kit_session.get_one(Report, date(2026, 3, 1))
     assert (report.sales, report.cents) == (2, 200)
     assert len(await enqueued(queue_kit_session, "email.send", {"to": prepare.STAFF})) == 2
+
+
+async def test_the_history_makes_what_the_models_say(queue_kit_engine: AsyncEngine) -> None:
+    """The queue's tables with it; and all of it can be taken back."""
+    async with queue_kit_engine.begin() as connection:
+        await connection.run_sync(lambda sync: command.check(prepare.history(sync)))
+        await connection.run_sync(lambda sync: command.downgrade(prepare.history(sync), "base"))
+        assert set(await connection.run_sync(lambda sync: inspect(sync).get_table_names())) == {"alembic_version"}
 
 
 # --- the pages --------------------------------------------------------------------------------------------------------
