@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import await_only
 
-from queue_kit import _statements
+from queue_kit._statements import database
 
 
 def begin(connection: Connection, *, isolation: str | None, statement_timeout: int | None) -> None:
@@ -25,7 +25,7 @@ def begin(connection: Connection, *, isolation: str | None, statement_timeout: i
     if isolation is not None:
         connection.exec_driver_sql(f"SET TRANSACTION ISOLATION LEVEL {isolation}")
     if statement_timeout is not None:
-        connection.execute(_statements.limit_statements(), {"milliseconds": str(statement_timeout)})
+        connection.execute(database.limit_statements(), {"milliseconds": str(statement_timeout)})
 
 
 def _can_begin(adapter: Any) -> bool:

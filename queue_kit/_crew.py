@@ -25,7 +25,7 @@ from queue_kit._pace import Pace
 from queue_kit._pulse import Pulse
 from queue_kit._run import Limits
 from queue_kit._scan import Scan
-from queue_kit._session import Sessions
+from queue_kit._sessions import Sessions
 from queue_kit._sleep import Sleep
 from queue_kit._spine import Spine
 from queue_kit._store import Store

@@ -10,7 +10,8 @@ from typing import Any
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from queue_kit import _statements, migrate
+from queue_kit import migrate
+from queue_kit._statements import database
 from queue_kit.job import printable
 
 LONG_SNAPSHOT = 600.0
@@ -93,7 +94,7 @@ async def examine(engine: AsyncEngine) -> list[Finding]:
 
 
 async def _schema(connection: AsyncConnection) -> Finding:
-    row = (await connection.execute(_statements.schema_version())).one()
+    row = (await connection.execute(database.schema_version())).one()
     return Finding("schema", ok=True, words=f"the schema is at version {row.version}, as a worker needs it")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 
-from queue_kit._dialect import as_utc_text
+from queue_kit._dialect.columns import as_utc_text
 from queue_kit._endings import Ending
 from queue_kit._link import in_a_line
 from queue_kit._store import Store

@@ -5,8 +5,8 @@ from contextlib import asynccontextmanager
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from queue_kit import _statements
 from queue_kit._database import Database, check_database, own_commit
+from queue_kit._statements import database
 from queue_kit.errors import InvalidJob
 from queue_kit.job import check_name
 
@@ -40,7 +40,7 @@ async def session_on(db: Database, *, reading: bool = False) -> AsyncIterator[As
 async def notify(session: AsyncSession, channel: str) -> None:
     """Wake workers when the session's transaction commits (PostgreSQL; on SQLite they see the commit itself)."""
     if session.get_bind().dialect.name == "postgresql":
-        await session.execute(_statements.notify(), {"channel": channel})
+        await session.execute(database.notify(), {"channel": channel})
 
 
 def is_id(job_id: object, argument: str = "job_id") -> bool:

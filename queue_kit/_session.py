@@ -1,4 +1,4 @@
-"""The session that a handler receives: an ordinary `AsyncSession` whose every commit is fenced.
+"""The session of one run and its fence: what stands between an ordinary `AsyncSession` of a handler and the database.
 
 It connects when first used, behind a gate that leaves connections to the host application (on SQLite the gate is the
 fair lock around all of the queue's transactions). Before each commit the lease is checked in the same transaction; the
@@ -15,22 +15,22 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 from uuid import UUID
-from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, Engine, event, util
-from sqlalchemy.exc import DBAPIError, InvalidRequestError, MissingGreenlet
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
-from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy import Connection, event, util
+from sqlalchemy.exc import InvalidRequestError, MissingGreenlet
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
-from queue_kit import _statements
 from queue_kit._begin import begin
+from queue_kit._commits import Commits
+from queue_kit._lazy_session import GUARD, FencedSession, LazySession, listen
 from queue_kit._run import chain
+from queue_kit._statements import database, fencing
 from queue_kit._transient import is_connection_lost, is_server_trouble
-from queue_kit.enqueue import HELD_JOB, hand_over_key
-from queue_kit.errors import ConfigurationError, JobAborted, LeaseLost, ShuttingDown, UnfencedCommit
+from queue_kit.enqueue import HELD_JOB
+from queue_kit.errors import JobAborted, LeaseLost, ShuttingDown, UnfencedCommit
 from queue_kit.event import AbortToken
 from queue_kit.job import Claimed, log_fields, printable
-from queue_kit.models import JobRow
 
 _logger = logging.getLogger("queue_kit.worker")
 
@@ -45,9 +45,6 @@ QUIESCE_SECONDS = 15.0
 LONGEST_TIMEOUT = 2**31 - 1
 """Milliseconds that PostgreSQL takes for a timeout; a handler may have more, and then its statements have no limit."""
 
-_GUARD = "queue_kit.guard"
-"""Where a handler's session keeps, in its `info`, its `HandlerSession`."""
-
 INTERRUPT_EVERY = 0.02
 """Seconds between two interrupts, since one that comes before its statement has reached SQLite has no effect."""
 
@@ -57,115 +54,21 @@ def settling_seconds(lease: float) -> float:
     return max(lease / 3, 1.0)
 
 
-class _Commits:
-    """Sees to the commits of handlers' connections. One listener an engine: one a transaction would take 30 us each."""
-
-    def __init__(self) -> None:
-        self._guards: WeakKeyDictionary[Connection, Callable[[Connection], None]] = WeakKeyDictionary()
-        self._engines: set[Engine] = set()
-
-    def watch(self, connection: Connection, guard: Callable[[Connection], None]) -> None:
-        """Have `guard` called before each commit on this connection."""
-        self._guards[connection] = guard
-        if connection.engine not in self._engines:
-            self._engines.add(connection.engine)
-            event.listen(connection.engine, "commit", self._commit)
-
-    def _commit(self, connection: Connection) -> None:
-        if (guard := self._guards.get(connection)) is not None:
-            guard(connection)
-
-    def close(self) -> None:
-        """Watch nothing any more."""
-        while self._engines:
-            event.remove(self._engines.pop(), "commit", self._commit)
-
-
 @dataclass(slots=True)
-class _Setting:
+class Setting:
     """What all sessions of a worker's handlers share."""
 
     worker_id: UUID
     lease: float
     embedded: bool
     gate: asyncio.Semaphore
-    commits: "_Commits"
+    commits: Commits
     isolation: str | None = None
     """What transactions must be told to be; `None`: they are it already."""
     statement_timeout: float = math.inf
     """Milliseconds that the database itself gives each statement."""
     joined: bool = False
     """Whether sessions live inside of a transaction of somebody else's, whose settings are not ours to change."""
-
-
-class Sessions:
-    """Opens the sessions of one worker's handlers."""
-
-    def __init__(
-        self,
-        factory: Callable[[], AsyncSession],
-        *,
-        worker_id: UUID,
-        lease: float,
-        isolation: str | None,
-        gate: asyncio.Semaphore,
-        embedded: bool,
-        joined: bool = False,
-    ) -> None:
-        self._factory = factory
-        self._isolation = isolation
-        self._setting = _Setting(worker_id, lease, embedded, gate, _Commits(), joined=joined)
-
-    async def probe(self) -> None:
-        """Make sure that the sessions reach the worker's own database and can be fenced, by looking for its row.
-
-        Raises `ConfigurationError` when they do not.
-        """
-        session = self._factory()
-        try:
-            async with self._setting.gate:
-                connection = await session.connection()
-                level = await connection.get_isolation_level()
-                try:
-                    found = (
-                        await session.execute(_statements.worker_exists(), {"worker": self._setting.worker_id})
-                    ).first()
-                except DBAPIError as error:
-                    found = None
-                    if is_connection_lost(error):
-                        raise
-                if self._factory() is session:
-                    raise ConfigurationError(
-                        "session_factory gives the same session again; each run needs one of its own: pass an "
-                        "async_sessionmaker, not an async_scoped_session"
-                    )
-                if found is None:
-                    raise ConfigurationError(
-                        "session_factory gives sessions on another database than the worker's engine"
-                    )
-                driver: Any = (await connection.get_raw_connection()).driver_connection
-                if not (driver.in_transaction if self._setting.embedded else driver.is_in_transaction()):
-                    raise ConfigurationError("sessions in AUTOCOMMIT cannot be fenced; give session_factory= others")
-                self._setting.statement_timeout = await self._statement_timeout(connection)
-        finally:
-            await session.close()
-        wanted = self._isolation or "READ COMMITTED"
-        if not self._setting.embedded and level != wanted:
-            self._setting.isolation = wanted
-
-    async def _statement_timeout(self, connection: AsyncConnection) -> float:
-        if self._setting.embedded:
-            return math.inf
-        milliseconds: int = await connection.scalar(_statements.statement_timeout())
-        return milliseconds or math.inf
-
-    def close(self) -> None:
-        """Leave the engine as it was."""
-        self._setting.commits.close()
-
-    def open(self, claimed: Claimed, token: AbortToken) -> "HandlerSession":
-        """The session for one run; it connects when it is first used."""
-        return HandlerSession(self._factory(), claimed, token, self._setting)
 
 
 class HandlerSession:
@@ -186,7 +89,7 @@ class HandlerSession:
     _driver: Any = None
     _last_driver: Any = None
 
-    def __init__(self, session: AsyncSession, claimed: Claimed, token: AbortToken, setting: _Setting) -> None:
+    def __init__(self, session: AsyncSession, claimed: Claimed, token: AbortToken, setting: Setting) -> None:
         self.session = session
         self._claimed = claimed
         self._token = token
@@ -199,15 +102,15 @@ class HandlerSession:
     def guard(self, sync: Session) -> None:
         """Stand between a session and its database."""
         self._sync = sync
-        self._fence = _statements.fence(self._claimed.job.id, self._setting.worker_id, self._claimed.claim_no)
+        self._fence = fencing.fence(self._claimed.job.id, self._setting.worker_id, self._claimed.claim_no)
         sync.info[HELD_JOB] = (self._claimed.unique_key, self._fence)
-        sync.info[_GUARD] = self
+        sync.info[GUARD] = self
         if not isinstance(sync, FencedSession):
             self._get_bind = sync.get_bind
             sync.get_bind = self.gated_bind  # type: ignore[method-assign]
             for closing in ("close", "reset", "invalidate"):
                 setattr(sync, closing, partial(self._close, getattr(sync, closing)))
-            _listen(sync)
+            listen(sync)
 
     @property
     def used(self) -> bool:
@@ -420,15 +323,15 @@ class HandlerSession:
         else:
             session.flush()  # or its statements would come after, and under the fence's budget
             if not (self._setting.embedded or self._setting.joined):
-                session.execute(_statements.limit_lock_wait(), {"milliseconds": str(self._budget)})
-            self.require(session.execute(_statements.checkpoint_one(), {**self._fence, "lease": self._setting.lease}))
+                session.execute(database.limit_lock_wait(), {"milliseconds": str(self._budget)})
+            self.require(session.execute(fencing.checkpoint_one(), {**self._fence, "lease": self._setting.lease}))
         self._committing = True
 
     def _limit_by_budget(self) -> None:
         """Give the statements of the ending their own time: the handler's may be over."""
         if self._statement_timeout is not None and self._statement_timeout < self._budget:
             assert self._connection is not None
-            self._connection.execute(_statements.limit_statements(), {"milliseconds": str(self._budget)})
+            self._connection.execute(database.limit_statements(), {"milliseconds": str(self._budget)})
 
     def _time_left(self) -> int | None:
         """The milliseconds that a statement has which begins now; `None`: as many as the database gives it."""
@@ -466,83 +369,3 @@ class HandlerSession:
         if self._held_since is not None:
             self._connected.set()
         self._release()
-
-
-class LazySession(AsyncSession):
-    """The `AsyncSession` that handlers receive unless `session_factory` makes others. It makes the `Session` beneath
-    when it is first asked for anything: most small jobs never do, and it takes as long (12 us) as half of such a job.
-    """
-
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
-        self.on_made: Callable[[Session], None] | None = None
-        self._retired: JobAborted | None = None
-
-    def retire(self, reason: JobAborted) -> None:
-        """Refuse to be made from here on, and let go of what waits for it."""
-        self._retired, self.on_made = reason, None
-
-    def __getattr__(self, name: str) -> Any:
-        if "sync_session" in vars(self):
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        if self._retired is not None:
-            raise self._retired
-        super().__init__(self._engine, sync_session_class=FencedSession, expire_on_commit=False)
-        if self.on_made is not None:
-            self.on_made(self.sync_session)
-        return getattr(self, name)
-
-
-class FencedSession(Session):
-    """The session beneath a handler's `AsyncSession`, unless `session_factory` makes others. Its listeners are those of
-    the class: to add them to each session takes longer (170 us) than all the rest of a small job."""
-
-    def get_bind(self, *args: Any, **kw: Any) -> Any:
-        if (guard := _guard(self)) is not None:
-            guard.enter()
-        return super().get_bind(*args, **kw)
-
-    def close(self) -> None:
-        if (guard := _guard(self)) is not None:
-            guard.may_close()
-        super().close()
-
-    def reset(self) -> None:
-        if (guard := _guard(self)) is not None:
-            guard.may_close()
-        super().reset()
-
-    def invalidate(self) -> None:
-        if (guard := _guard(self)) is not None:
-            guard.may_close()
-        super().invalidate()
-
-
-def _guard(session: Session) -> HandlerSession | None:
-    """What guards a session; nothing guards the one that a worker probes its database with."""
-    guard: HandlerSession | None = session.info.get(_GUARD)
-    return guard
-
-
-def _listen(target: Session | type[Session]) -> None:
-    @event.listens_for(target, "after_begin")
-    def _(session: Session, _transaction: SessionTransaction, connection: Connection) -> None:
-        if (guard := _guard(session)) is not None:
-            guard.begun(connection)
-
-    @event.listens_for(target, "before_flush")
-    def _(session: Session, *_: object) -> None:
-        hand_over_key(session, {row.unique_key for row in session.new if isinstance(row, JobRow)})
-
-    @event.listens_for(target, "before_commit")
-    def _(session: Session) -> None:
-        if (guard := _guard(session)) is not None:
-            guard.before_commit(session)
-
-    @event.listens_for(target, "after_transaction_end")
-    def _(session: Session, transaction: SessionTransaction) -> None:
-        if transaction.parent is None and (guard := _guard(session)) is not None:
-            guard.ended()
-
-
-_listen(FencedSession)

@@ -22,7 +22,8 @@ from queue_kit._link import Link
 from queue_kit._pace import Pace
 from queue_kit._patience import Patience
 from queue_kit._run import SUCCESS, Limits, Run, without_running
-from queue_kit._session import HandlerSession, Sessions, settling_seconds
+from queue_kit._session import HandlerSession, settling_seconds
+from queue_kit._sessions import Sessions
 from queue_kit._store import Store
 from queue_kit._transient import is_connection_lost, is_transient
 from queue_kit.errors import JobAborted, LeaseLost, ShuttingDown

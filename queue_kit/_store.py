@@ -1,42 +1,36 @@
-"""A worker's way to the database: claim, settle, renew, sweep, each one short statement on a small private pool.
-
-The pool is a clone of the engine's, so the host application never lacks a connection for it. On SQLite every writing
-transaction waits for its turn at the gate that handlers' sessions share.
+"""What a worker asks of the database: claim, settle, renew, sweep, each one statement or a few in one transaction
+(`_transactions.py`). The statements are those of `_statements`, what goes in and comes out are values (`_rows.py`).
 """
 
 import asyncio
-import json
 import logging
-import math
 import os
 import socket
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from operator import attrgetter
-from typing import Any, TypeVar, cast
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, Executable, Row
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from queue_kit import _statements, cron
-from queue_kit._clone import clone_of
-from queue_kit._dialect import LONG_AGO, as_instant
+from queue_kit import cron
 from queue_kit._endings import Settlement
-from queue_kit._patience import Patience
+from queue_kit._rows import behind, claimed_of, ending_row, fence_row
 from queue_kit._scan import Place
 from queue_kit._session import Execute
-from queue_kit._statements import as_batch
-from queue_kit._transient import READ_ONLY, is_transient, sqlstate
-from queue_kit.job import Claimed, Job, Outcome, Verdict, log_fields, printable
-from queue_kit.models import CANCELLED, FAILED, READY
+from queue_kit._statements import claiming, fencing, history, settling, workers
+from queue_kit._statements.vocabulary import as_batch
+from queue_kit._transactions import Transactions
+from queue_kit._transient import is_transient
+from queue_kit.job import Claimed, Outcome, Verdict, log_fields, printable
+from queue_kit.models import READY
 
 _logger = logging.getLogger("queue_kit.worker")
-
-T = TypeVar("T")
 
 PROMOTE_LIMIT = 1_000
 NO_LIMIT = 2**31 - 1
@@ -63,41 +57,30 @@ class Renewal:
 
 
 class Store:
-    """One worker's statements. Every method is one short transaction; errors are the driver's."""
+    """One worker's statements. Every method is one short transaction; errors are those of `Transactions`."""
 
     def __init__(
         self,
-        engine: AsyncEngine,
+        transactions: Transactions,
         *,
         worker_id: UUID,
         names: Iterable[str],
         lease: float,
-        gate: asyncio.Semaphore,
         delete_completed: bool,
         delete_failed: bool,
     ) -> None:
-        self.embedded = engine.dialect.name == "sqlite"
-        self._engine = clone_of(engine)
-        if self.embedded:
-            self._single = self._transactions = self._engine
-            self._reading = self._engine.execution_options(queue_kit_readonly=True)
-        else:
-            self._single = self._reading = self._engine.execution_options(isolation_level="AUTOCOMMIT")
-            self._transactions = self._engine.execution_options(isolation_level="READ COMMITTED")
-        self._gate = gate
+        self._transactions = transactions
+        self.embedded = transactions.embedded
         self._own_rows = asyncio.Lock()
         """Held by what skips locked rows, so that a settle and a renewal do not skip each other's."""
-        self.round_trip = 0.0 if self.embedded else math.inf
-        """Seconds that the quickest statements of late took: how far away the database is (0 when embedded)."""
-        self._patience = min(max(lease / 3, 1.0), 10.0)
         self.epoch = 0.0
         """What makes `time.monotonic()` the database's clock, in seconds since 1970; known once our row was written."""
         self.worker_id = worker_id
         self.lease = lease
         self._names = as_batch(sorted(names))
-        self._claim = _statements.claim()
-        self._complete = _statements.remove() if delete_completed else _statements.complete()
-        self._complete_one = _statements.remove_one() if delete_completed else _statements.complete_one()
+        self._claim = claiming.claim()
+        self._complete = settling.remove() if delete_completed else settling.complete()
+        self._complete_one = fencing.remove_one() if delete_completed else fencing.complete_one()
         self._delete_completed = delete_completed
         self._delete_failed = delete_failed
         self._unschedulable: frozenset[str] = frozenset()
@@ -105,11 +88,16 @@ class Store:
     @property
     def engine(self) -> AsyncEngine:
         """The private engine, for whatever must connect as the worker does."""
-        return self._engine
+        return self._transactions.engine
+
+    @property
+    def round_trip(self) -> float:
+        """How far away the database is, in seconds."""
+        return self._transactions.round_trip
 
     async def dispose(self) -> None:
         """Close the private pool."""
-        await self._engine.dispose()
+        await self._transactions.dispose()
 
     # --- claim --------------------------------------------------------------------------------------------------------
 
@@ -130,13 +118,13 @@ class Store:
         A job that lost `n` leases is taken if `from <= n < below`, and never ahead. What this worker holds itself is
         not taken, also when its row lapses earlier than it seems from here.
         """
-        rows = await self._write(
+        rows = await self._transactions.write(
             self._claim,
             {
                 "names": self._names,
                 "running_ids": as_batch(running),
                 "held_ids": as_batch(held),
-                **_behind(after),
+                **behind(after),
                 "suspects_from": suspects_from,
                 "suspects_below": suspects_below,
                 "wanted": wanted,
@@ -146,7 +134,7 @@ class Store:
                 "lease": self.lease,
             },
         )
-        claimed = [_claimed(row) for row in rows]
+        claimed = [claimed_of(row) for row in rows]
         claimed.sort(key=attrgetter("place"))
         return claimed
 
@@ -182,19 +170,19 @@ class Store:
             case Verdict.completed:
                 return self._complete
             case Verdict.failed if self._delete_failed:
-                return _statements.remove()
+                return settling.remove()
             case Verdict.failed | Verdict.cancelled:
-                return _statements.close()
+                return settling.close()
             case _:
-                return _statements.put_back()
+                return settling.put_back()
 
     async def _settle_kind(
         self, statement: Executable, endings: list[tuple[Claimed, Outcome]]
     ) -> dict[int, Settlement]:
-        parameters = {"batch": as_batch(_ending_row(*ending) for ending in endings), "worker": self.worker_id}
+        parameters = {"batch": as_batch(ending_row(*ending) for ending in endings), "worker": self.worker_id}
         try:
             async with self._own_rows:
-                settled = {row.id for row in await self._write(statement, parameters)}
+                settled = {row.id for row in await self._transactions.write(statement, parameters)}
         except DBAPIError as error:
             if is_transient(error):
                 raise
@@ -211,7 +199,7 @@ class Store:
 
     async def _settle_occurrence(self, claimed: Claimed, outcome: Outcome) -> Settlement:
         statement = self._statement_for(outcome)
-        parameters = {"batch": as_batch([_ending_row(claimed, outcome)]), "worker": self.worker_id}
+        parameters = {"batch": as_batch([ending_row(claimed, outcome)]), "worker": self.worker_id}
         completed = outcome.verdict is Verdict.completed
 
         def write(connection: Connection) -> bool:
@@ -222,7 +210,7 @@ class Store:
             return settled
 
         try:
-            if await self._as_one(write):
+            if await self._transactions.as_one(write):
                 return Settlement.done
         except DBAPIError as error:
             if is_transient(error):
@@ -248,12 +236,12 @@ class Store:
         return {each.job.id: fate(each.job.id) for each in claimed}
 
     async def _held(self, claimed: Iterable[Claimed]) -> dict[int, int]:
-        parameters = {"batch": as_batch(map(_fence_row, claimed)), "worker": self.worker_id}
-        return {row.id: row.status for row in await self._read(_statements.still_ours(), parameters)}
+        parameters = {"batch": as_batch(map(fence_row, claimed)), "worker": self.worker_id}
+        return {row.id: row.status for row in await self._transactions.read(settling.still_ours(), parameters)}
 
     def complete_in(self, execute: Execute, claimed: Claimed) -> Any:
         """Complete a job inside its handler's transaction; the result's rowcount tells whether it was still ours."""
-        result: Any = execute(self._complete_one, _statements.fence(claimed.job.id, self.worker_id, claimed.claim_no))
+        result: Any = execute(self._complete_one, fencing.fence(claimed.job.id, self.worker_id, claimed.claim_no))
         if claimed.cron_name is not None and result.rowcount == 1:
             cron.succeed(execute, claimed.cron_name, completed=True)
         return result
@@ -266,15 +254,15 @@ class Store:
         return status != READY
 
     async def _is_stored(self, claimed: Claimed) -> bool:
-        return bool(await self._read(_statements.stored(), {"job_id": claimed.job.id}))
+        return bool(await self._transactions.read(settling.stored(), {"job_id": claimed.job.id}))
 
     # --- leases and sweep ---------------------------------------------------------------------------------------------
 
     async def renew(self, claimed: Sequence[Claimed]) -> Renewal:
         """Extend the leases of all jobs that are still ours."""
-        parameters = {"batch": as_batch(map(_fence_row, claimed)), "worker": self.worker_id, "lease": self.lease}
+        parameters = {"batch": as_batch(map(fence_row, claimed)), "worker": self.worker_id, "lease": self.lease}
         async with self._own_rows:
-            rows = await self._write(_statements.renew(), parameters)
+            rows = await self._transactions.write(settling.renew(), parameters)
         ours = {row.id: row.cancel_requested for row in rows}
         rest = [each for each in claimed if each.job.id not in ours]
         locked = {job_id for job_id, status in (await self._held(rest)).items() if status == READY} if rest else ()
@@ -282,16 +270,16 @@ class Store:
 
     async def look(self, *, after: Place | None = None) -> Look:
         """What there is to do."""
-        (row,) = await self._read(_statements.look(), {"names": self._names, **_behind(after)})
+        (row,) = await self._transactions.read(claiming.look(), {"names": self._names, **behind(after)})
         return Look(bool(row.claimable), row.due_in, bool(row.cron_missing))
 
     async def promote(self) -> int:
         """Make due jobs ready; returns how many, at most `PROMOTE_LIMIT`."""
-        return len(await self._write(_statements.promote(), {"limit": PROMOTE_LIMIT}))
+        return len(await self._transactions.write(claiming.promote(), {"limit": PROMOTE_LIMIT}))
 
     async def mend_cron(self) -> int:
         """Store the missing occurrences of cron definitions; returns how many."""
-        mended = await self._as_one(lambda connection: cron.mend(connection.execute))
+        mended = await self._transactions.as_one(lambda connection: cron.mend(connection.execute))
         for name, problem in mended.unschedulable.items():
             if name not in self._unschedulable:
                 _logger.error("cron job %s cannot be scheduled, register it again: %s", printable(name), problem)
@@ -303,21 +291,21 @@ class Store:
     async def greet(self, label: str, names: Iterable[str]) -> None:
         """Write this worker's row."""
         row = {"id": self.worker_id, "label": label, "host": socket.gethostname(), "pid": os.getpid()}
-        self._note_clock(await self._write(_statements.greet(), {**row, "names": sorted(names)}))
+        self._note_clock(await self._transactions.write(workers.greet(), {**row, "names": sorted(names)}))
 
     async def check_in(self, running: int, label: str, names: Iterable[str], *, asleep: bool = False) -> None:
         """Note in this worker's row that it is alive, and whether it asks to be notified; or write the row again when
         somebody deleted it."""
         asleep_for = ASLEEP_SECONDS if asleep else None
         row = {"worker": self.worker_id, "jobs_running": running, "asleep_for": asleep_for}
-        noted = await self._write(_statements.seen(), row)
+        noted = await self._transactions.write(workers.seen(), row)
         self._note_clock(noted)
-        if not noted and not await self._read(_statements.worker_exists(), {"worker": self.worker_id}):
+        if not noted and not await self._transactions.read(workers.worker_exists(), {"worker": self.worker_id}):
             await self.greet(label, names)
 
     async def depart(self) -> None:
         """Delete this worker's row."""
-        await self._write(_statements.depart(), {"worker": self.worker_id})
+        await self._transactions.write(workers.depart(), {"worker": self.worker_id})
 
     def _note_clock(self, written: Sequence[Row[Any]]) -> None:
         for row in written:
@@ -327,109 +315,14 @@ class Store:
 
     async def add_history(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add what runs came to."""
-        await self._write(_statements.add_history(), {"batch": as_batch(rows)})
+        await self._transactions.write(history.add_history(), {"batch": as_batch(rows)})
 
     async def prune_history(self, days: float) -> None:
         """Delete what is older than so many days, at most a day's worth at once."""
-        (oldest,) = await self._read(_statements.oldest_history(), {})
+        (oldest,) = await self._transactions.read(history.oldest_history(), {})
         if oldest.minute is not None:
             before = min(oldest.now - timedelta(days=days), oldest.minute + timedelta(days=1))
-            await self._write(_statements.prune_history(), {"before": before})
-
-    # --- connections --------------------------------------------------------------------------------------------------
-
-    async def _read(self, statement: Executable, parameters: Mapping[str, Any]) -> Sequence[Row[Any]]:
-        async def read() -> Sequence[Row[Any]]:
-            async with self._reading.connect() as connection:
-                return (await connection.execute(statement, parameters)).all()
-
-        return await self._bounded(read)
-
-    async def _write(self, statement: Executable, parameters: Mapping[str, Any]) -> Sequence[Row[Any]]:
-        async def write() -> Sequence[Row[Any]]:
-            async with self._single.begin() as connection:
-                result = await connection.execute(statement, parameters)
-                return result.all() if result.returns_rows else ()
-
-        return await self._turn(write)
-
-    async def _as_one(self, work: Callable[[Connection], T]) -> T:
-        """Do what takes several statements in one transaction."""
-
-        async def transaction() -> T:
-            async with self._transactions.begin() as connection:
-                return await connection.run_sync(work)
-
-        return await self._turn(transaction)
-
-    async def _turn(self, transaction: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run a writing transaction, on SQLite when its turn has come."""
-        if not self.embedded:
-            return await self._bounded(transaction)
-        async with self._gate:
-            return await self._bounded(transaction)
-
-    async def _bounded(self, transaction: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        if self.embedded:
-            return await self._whole(transaction)
-        began = time.monotonic()
-        try:
-            # Twice: a cancelled ping of the pool goes on to roll back, on a connection that may never answer.
-            async with Patience(self._patience + 1.0), Patience(self._patience):
-                result = await transaction()
-        except TimeoutError as error:  # it would show in the log without a word
-            self._renew_pool()  # what else is in it is as old, and each would take as long to be given up
-            raise TimeoutError(f"no answer within {self._patience:g} s") from error
-        except DBAPIError as error:
-            if sqlstate(error) == READ_ONLY:
-                self._renew_pool()  # the server is a standby now: its connections live, but are of no use
-            raise
-        self.round_trip = min(time.monotonic() - began, 1.01 * self.round_trip)
-        return result
-
-    def _renew_pool(self) -> None:
-        self._engine.sync_engine.pool._invalidate_time = time.time()  # noqa: SLF001 - there is no public way
-
-    async def _whole(self, transaction: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """A cancelled SQLite statement leaks its lock, so it is let run to its end; `busy_timeout` bounds it."""
-        task = asyncio.create_task(transaction(), name="queue_kit: SQLite transaction")
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await asyncio.wait({task})
-            if not task.cancelled():
-                task.exception()  # nobody asks for it any more, and asyncio would report that
-            raise
-
-
-def _behind(after: Place | None) -> dict[str, Any]:
-    """The parameters that say where to begin: behind a place, or at the head."""
-    priority, due, job_id = (-1, LONG_AGO, 0) if after is None else after
-    return {"after_priority": priority, "after_due": due, "after_id": job_id}
-
-
-def _fence_row(claimed: Claimed) -> dict[str, Any]:
-    return {"id": claimed.job.id, "claim_no": claimed.claim_no}
-
-
-def _ending_row(claimed: Claimed, outcome: Outcome) -> dict[str, Any]:
-    row = _fence_row(claimed)
-    if outcome.error is not None:
-        row["error"] = dict(outcome.error)
-    match outcome.verdict:
-        case Verdict.failed:
-            row |= {"status": FAILED, "failed": 1}
-        case Verdict.cancelled:
-            row |= {"status": CANCELLED, "failed": 0}
-        case Verdict.retried:
-            row |= {"failed": 1, "lapsed": 0, "forgiven": False, "delay": outcome.delay}
-        case Verdict.snoozed:
-            row |= {"failed": 0, "lapsed": 0, "forgiven": True, "delay": outcome.delay}
-        case Verdict.released if outcome.error is not None:
-            row |= {"failed": 0, "lapsed": 1, "forgiven": False, "delay": outcome.delay}
-        case Verdict.released:
-            row |= {"failed": 0, "lapsed": 0, "forgiven": False}
-    return row
+            await self._transactions.write(history.prune_history(), {"before": before})
 
 
 def _ends_occurrence(claimed: Claimed, outcome: Outcome) -> bool:
@@ -438,72 +331,3 @@ def _ends_occurrence(claimed: Claimed, outcome: Outcome) -> bool:
         Verdict.failed,
         Verdict.cancelled,
     )
-
-
-def _claimed(row: Row[Any]) -> Claimed:
-    """The row as values. What cannot be read is said in `unreadable`, so that the job fails and not its neighbours."""
-    (
-        job_id,
-        claim_no,
-        name,
-        priority,
-        retry_count,
-        lost,
-        tries,
-        timeout,
-        unique_key,
-        cron_name,
-        cancel_requested,
-        due_text,
-        created_text,
-        tick_text,
-        data_text,
-        trace_text,
-        cron_expression,
-        cron_last_text,
-    ) = cast(tuple[Any, ...], row)  # by name, 18 columns take as long as all the rest
-    unreadable, data, trace, last_completed_at = None, None, None, None
-    due = scheduled_at = created_at = LONG_AGO
-    try:
-        priority, retry_count = int(priority), int(retry_count)
-        data = _json(data_text)
-        due = as_instant(due_text)
-        scheduled_at = due if tick_text is None else as_instant(tick_text)
-        created_at = as_instant(created_text)
-        trace = _json(trace_text)
-        timeout = None if timeout is None else float(timeout)
-        tries = None if tries is None else int(tries)
-        last_completed_at = None if cron_last_text is None else as_instant(cron_last_text)
-    except (ValueError, ArithmeticError, TypeError, RecursionError, AttributeError) as error:
-        unreadable = f"{type(error).__name__}: {error}"
-        priority = retry_count = 0
-        timeout = tries = None
-    job = Job(
-        job_id,
-        name,
-        data,
-        priority,
-        scheduled_at,
-        created_at,
-        retry_count,
-        timeout,
-        cron_expression,
-        last_completed_at,
-    )
-    return Claimed(
-        job,
-        claim_no,
-        lost,
-        tries,
-        unique_key,
-        cron_name,
-        bool(cancel_requested),
-        trace if isinstance(trace, dict) else None,
-        unreadable,
-        due,
-        len(data_text) if isinstance(data_text, str | bytes) else 0,
-    )
-
-
-def _json(value: Any) -> Any:
-    return json.loads(value) if isinstance(value, str | bytes) else value

@@ -7,10 +7,10 @@ from sqlalchemy import Executable
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from queue_kit import _statements
 from queue_kit._database import Database
 from queue_kit._reach import check_limit, check_words, is_id, is_name, notify, session_on
-from queue_kit._statements import as_batch
+from queue_kit._statements import changing
+from queue_kit._statements.vocabulary import as_batch
 from queue_kit._wakeup import CANCEL_CHANNEL, JOB_CHANNEL
 from queue_kit.failures import matching, newest_failures
 from queue_kit.job import JobState
@@ -79,7 +79,7 @@ async def retry_jobs(
             rows, older = await newest_failures(session, name)
             found = matching(rows, error_class=error_class, message=message)
         else:
-            found = await _ids(session, _statements.cancelled_ids(), of_name=name, limit=limit + 1)
+            found = await _ids(session, changing.cancelled_ids(), of_name=name, limit=limit + 1)
         chosen, more = found[:limit] if ids is None else found, ids is None and len(found) > limit
         if dry_run:
             return BulkChange(len(chosen), more=more, older=older)
@@ -93,7 +93,7 @@ async def _retry(session: AsyncSession, ids: Collection[int]) -> int:
     """Retry all in one statement, or one by one when two of them share a key."""
     try:
         async with session.begin_nested():
-            return len((await session.execute(_statements.retry_many(), {"job_ids": as_batch(ids)})).all())
+            return len((await session.execute(changing.retry_many(), {"job_ids": as_batch(ids)})).all())
     except IntegrityError:
         return sum([await retried(session, job_id) for job_id in ids])
 
@@ -123,14 +123,14 @@ async def cancel_jobs(
         raise ValueError(f"only scheduled, ready and running jobs can be cancelled, not {state} ones")
     async with session_on(db, reading=dry_run) as session:
         if ids is None:
-            statement = _statements.live_ids(None if state is None else JobState(state))
+            statement = changing.live_ids(None if state is None else JobState(state))
             found = await _ids(session, statement, of_name=name, limit=limit + 1)
         else:
             found = _checked(ids)
         chosen, more = found[:limit] if ids is None else found, ids is None and len(found) > limit
         if dry_run:
             return BulkChange(len(chosen), more=more)
-        statuses = (await session.scalars(_statements.cancel_many(), {"job_ids": as_batch(chosen)})).all()
+        statuses = (await session.scalars(changing.cancel_many(), {"job_ids": as_batch(chosen)})).all()
         asked = statuses.count(READY)
         if asked:
             await notify(session, CANCEL_CHANNEL)

@@ -13,10 +13,10 @@ from typing import Any, TypeAlias
 from sqlalchemy import Connection, Executable, Result, Row, delete, insert, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
-from queue_kit import _statements
 from queue_kit._database import Database, check_database, own_commit
 from queue_kit._schedule import Schedule
-from queue_kit._statements import CRON, JOB
+from queue_kit._statements import database, recurring
+from queue_kit._statements.vocabulary import CRON, JOB
 from queue_kit.errors import InvalidCron, InvalidJob
 from queue_kit.job import Seconds, check_name, check_payload, check_priority, check_timeout
 from queue_kit.models import CRON_ENTRIES, JOBS
@@ -111,27 +111,27 @@ async def _register(db: AsyncSession | AsyncConnection, wanted: Mapping[str, Cro
 def _reconcile(connection: Connection, wanted: Mapping[str, CronJob]) -> CronPlan:
     execute = connection.execute
     if connection.dialect.name == "postgresql":
-        execute(_statements.lock_cron())
-    known = {row.name: row for row in execute(_statements.cron_definitions())}
+        execute(recurring.lock_cron())
+    known = {row.name: row for row in execute(recurring.cron_definitions())}
     added = [name for name in wanted if name not in known]
     removed = [name for name in known if name not in wanted]
     changed = [name for name, job in wanted.items() if name in known and _differs(known[name], job)]
     # A statement after the one that locked the definitions: it sees what their last holders stored.
-    occurrences = {row.cron_name: row for row in execute(_statements.cron_occurrences())}
+    occurrences = {row.cron_name: row for row in execute(recurring.cron_occurrences())}
 
     for name in removed:
         execute(delete(CRON_ENTRIES).where(CRON.name == name))
     for name, occurrence in occurrences.items():
         if name not in wanted:  # also one that ran when its definition went, and waits for its retry now
             execute(delete(JOBS).where(JOB.id == occurrence.id))
-    now: datetime = execute(_statements.database_time()).scalar_one()
+    now: datetime = execute(database.database_time()).scalar_one()
     for name in added:
         execute(insert(CRON_ENTRIES).values(name=name, next_at=now, **_columns(wanted[name])))
     for name in changed:
         execute(update(CRON_ENTRIES).where(CRON.name == name).values(**_columns(wanted[name])))
         if name in occurrences:
             _refresh(execute, wanted[name], known[name], occurrences[name], now)
-    for definition in execute(_statements.cron_missing()):
+    for definition in execute(recurring.cron_missing()):
         _store_next(execute, definition, completed=False)
     touched = {*added, *changed}
     return CronPlan(tuple(added), tuple(changed), tuple(removed), tuple(name for name in wanted if name not in touched))
@@ -164,7 +164,7 @@ def succeed(execute: Execute, cron_name: str, *, completed: bool) -> None:
     A definition that is gone, that somebody else has locked, or that cannot be scheduled gets none here; the sweep
     stores it later, or says why it cannot.
     """
-    definition = execute(_statements.cron_successor(), {"entry": cron_name}).first()
+    definition = execute(recurring.cron_successor(), {"entry": cron_name}).first()
     if definition is not None:
         with suppress(InvalidCron):
             _store_next(execute, definition, completed=completed)
@@ -172,7 +172,7 @@ def succeed(execute: Execute, cron_name: str, *, completed: bool) -> None:
 
 def go_on(execute: Execute, cron_name: str) -> None:
     """Store the next occurrence of a definition that we have locked, unless one is live."""
-    _store_next(execute, execute(_statements.cron_successor(), {"entry": cron_name}).one(), completed=False)
+    _store_next(execute, execute(recurring.cron_successor(), {"entry": cron_name}).one(), completed=False)
 
 
 def hasten(execute: Execute, cron_name: str) -> int:
@@ -180,17 +180,17 @@ def hasten(execute: Execute, cron_name: str) -> int:
 
     What waited for a later tick becomes now's, and the definition's `next_at` with it: that tick is stored next.
     """
-    waiting = execute(_statements.hasten_occurrence(), {"entry": cron_name}).first()
+    waiting = execute(recurring.hasten_occurrence(), {"entry": cron_name}).first()
     if waiting is not None:
-        execute(_statements.advance_cron(), {"entry": cron_name, "tick": waiting.cron_tick, "completed": False})
+        execute(recurring.advance_cron(), {"entry": cron_name, "tick": waiting.cron_tick, "completed": False})
         return int(waiting.id)
-    running = execute(_statements.live_occurrence(), {"entry": cron_name}).first()
+    running = execute(recurring.live_occurrence(), {"entry": cron_name}).first()
     if running is not None:
         return int(running.id)
-    definition = execute(_statements.cron_successor(), {"entry": cron_name}).one()
-    execute(_statements.insert_occurrence(), _occurrence(definition, definition.now))
-    execute(_statements.advance_cron(), {"entry": cron_name, "tick": definition.now, "completed": False})
-    return int(execute(_statements.live_occurrence(), {"entry": cron_name}).one().id)
+    definition = execute(recurring.cron_successor(), {"entry": cron_name}).one()
+    execute(recurring.insert_occurrence(), _occurrence(definition, definition.now))
+    execute(recurring.advance_cron(), {"entry": cron_name, "tick": definition.now, "completed": False})
+    return int(execute(recurring.live_occurrence(), {"entry": cron_name}).one().id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +204,7 @@ class Mended:
 def mend(execute: Execute) -> Mended:
     """Store an occurrence for each definition that has no live one."""
     stored, unschedulable = 0, {}
-    for definition in execute(_statements.cron_missing(), {}).all():
+    for definition in execute(recurring.cron_missing(), {}).all():
         try:
             _store_next(execute, definition, completed=False)
             stored += 1
@@ -224,10 +224,10 @@ def _store_next(execute: Any, definition: Row[Any], *, completed: bool) -> None:
             tick = job.schedule().after(max(definition.next_at, definition.now))
         except (ValueError, ArithmeticError) as error:
             raise InvalidCron(f"it has no next tick: {error}", name=job.name, expression=job.expression) from error
-        stored = execute(_statements.insert_occurrence(), _occurrence(job, tick)).first()
+        stored = execute(recurring.insert_occurrence(), _occurrence(job, tick)).first()
         if stored is not None:  # else one was stored after our snapshot, and its tick is noted already
             noted = tick
-    execute(_statements.advance_cron(), {"entry": definition.name, "tick": noted, "completed": completed})
+    execute(recurring.advance_cron(), {"entry": definition.name, "tick": noted, "completed": completed})
 
 
 def _occurrence(job: CronJob | Row[Any], tick: datetime) -> dict[str, Any]:

@@ -6,9 +6,10 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from queue_kit import _statements, cron
+from queue_kit import cron
 from queue_kit._database import Database
 from queue_kit._reach import check_words, notify, session_on
+from queue_kit._statements import recurring
 from queue_kit._wakeup import JOB_CHANNEL
 from queue_kit.errors import CronJobNotFound
 from queue_kit.job import JobState
@@ -42,7 +43,7 @@ async def list_cron_jobs(db: Database) -> list[CronJobInfo]:
     ...     return [each.name for each in await list_cron_jobs(engine) if each.last_state is JobState.failed]
     """
     async with session_on(db, reading=True) as session:
-        rows = (await session.execute(_statements.cron_overview())).all()
+        rows = (await session.execute(recurring.cron_overview())).all()
     return [
         CronJobInfo(
             **{
@@ -67,8 +68,8 @@ async def pause_cron_job(db: Database, name: str) -> None:
     check_words(name, "name")
     async with session_on(db) as session:
         await _locked(session, name)
-        await session.execute(_statements.pause_cron(), {"entry": name})
-        await session.execute(_statements.cancel_occurrence(), {"entry": name})
+        await session.execute(recurring.pause_cron(), {"entry": name})
+        await session.execute(recurring.cancel_occurrence(), {"entry": name})
 
 
 async def resume_cron_job(db: Database, name: str) -> None:
@@ -83,7 +84,7 @@ async def resume_cron_job(db: Database, name: str) -> None:
     async with session_on(db) as session:
         if not (await _locked(session, name)).paused:
             return
-        await session.execute(_statements.resume_cron(), {"entry": name})
+        await session.execute(recurring.resume_cron(), {"entry": name})
         await session.run_sync(lambda sync: cron.go_on(sync.execute, name))
         await notify(session, JOB_CHANNEL)
 
@@ -107,7 +108,7 @@ async def run_cron_job(db: Database, name: str) -> int:
 
 async def _locked(session: AsyncSession, name: str) -> Any:
     """The entry, locked. What settles an occurrence meanwhile leaves the next one to the sweep."""
-    entry = (await session.execute(_statements.lock_cron_entry(), {"entry": name})).first()
+    entry = (await session.execute(recurring.lock_cron_entry(), {"entry": name})).first()
     if entry is None:
         raise CronJobNotFound(name)
     return entry

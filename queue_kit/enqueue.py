@@ -12,8 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util import greenlet_spawn
 
-from queue_kit import _statements, hooks
+from queue_kit import hooks
 from queue_kit._database import Database, check_database, own_commit
+from queue_kit._statements import adding, fencing
 from queue_kit._transient import DEADLOCK, sqlstate
 from queue_kit.errors import InvalidJob
 from queue_kit.job import DEFAULT_PRIORITY, NewJob, Seconds
@@ -97,7 +98,7 @@ async def add_jobs(db: Database, jobs: Sequence[NewJob[Any]]) -> list[int | None
     else:
         if isinstance(db, AsyncSession):
             await db.run_sync(hand_over_key, {job.unique_key for job in jobs})
-        rows = (await db.execute(_statements.insert_jobs(), batch)).all()
+        rows = (await db.execute(adding.insert_jobs(), batch)).all()
     ids = _in_order(jobs, [(row.id, row.unique_key) for row in rows])
     hooks.emit_enqueued(
         hooks.Enqueued(job_id, job) for job_id, job in zip(ids, jobs, strict=True) if job_id is not None
@@ -112,7 +113,7 @@ def _insert_alone(engine: Engine, batch: Mapping[str, str], what: str) -> Sequen
             connection.execution_options(isolation_level="AUTOCOMMIT")  # of this connection, until it goes back
             with own_commit(what):
                 return _insert_at_once(connection, batch)
-        rows = connection.execute(_statements.insert_jobs(), batch).all()
+        rows = connection.execute(adding.insert_jobs(), batch).all()
         with own_commit(what):
             connection.commit()
         return rows
@@ -122,7 +123,7 @@ def _insert_at_once(connection: Connection, batch: Mapping[str, str]) -> Sequenc
     deadlocks = 0
     while True:
         try:
-            return connection.execute(_statements.insert_jobs(), batch).all()
+            return connection.execute(adding.insert_jobs(), batch).all()
         except DBAPIError as error:  # somebody may hold our keys, and wait for one of them
             deadlocks += 1
             if sqlstate(error) != DEADLOCK or deadlocks > DEADLOCKS:
@@ -140,7 +141,7 @@ def insert_jobs(jobs: Sequence[NewJob[Any]]) -> Executable:
     """
     if not jobs:
         raise ValueError("insert_jobs needs at least one job")
-    return _statements.insert_these_jobs(_batch(jobs))
+    return adding.insert_these_jobs(_batch(jobs))
 
 
 def hand_over_key(session: Session, keys: Collection[str | None]) -> None:
@@ -148,14 +149,14 @@ def hand_over_key(session: Session, keys: Collection[str | None]) -> None:
     itself. A rollback gives it back."""
     held = session.info.get(HELD_JOB)
     if held is not None and held[0] in keys:
-        session.execute(_statements.hand_over_key(), held[1])
+        session.execute(fencing.hand_over_key(), held[1])
 
 
 def _batch(jobs: Sequence[NewJob[Any]]) -> str:
     for job in jobs:
         if not isinstance(job, NewJob):
             raise InvalidJob("jobs", f"takes NewJob values, not {type(job).__name__}")
-    return _statements.jobs_batch((job, hooks.trace_context_for(job)) for job in jobs)
+    return adding.jobs_batch((job, hooks.trace_context_for(job)) for job in jobs)
 
 
 def _in_order(jobs: Sequence[NewJob[Any]], rows: Sequence[tuple[int, str | None]]) -> list[int | None]:

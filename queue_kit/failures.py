@@ -9,10 +9,10 @@ from typing import Any
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from queue_kit import _statements
 from queue_kit._database import Database
-from queue_kit._dialect import nearest_instant
+from queue_kit._dialect.columns import nearest_instant
 from queue_kit._reach import check_limit, check_words, is_name, session_on
+from queue_kit._statements import looking
 
 NEWEST = 2_000
 """How many failed jobs are looked at, the newest: reading one's errors costs some 20 us."""
@@ -72,9 +72,9 @@ async def failure_groups(db: Database, *, name: str | None = None, limit: int = 
 async def newest_failures(session: AsyncSession, name: str | None) -> tuple[Sequence[Row[Any]], bool]:
     """The newest failed jobs, of a name or of all, the last to fail first; and whether there are others."""
     if name is None:
-        found = await session.execute(_statements.failed_lately(), {"limit": NEWEST + 1})
+        found = await session.execute(looking.failed_lately(), {"limit": NEWEST + 1})
     elif is_name(name):
-        found = await session.execute(_statements.failed_of_name(), {"of_name": name, "limit": NEWEST + 1})
+        found = await session.execute(looking.failed_of_name(), {"of_name": name, "limit": NEWEST + 1})
     else:
         return [], False
     rows = found.all()

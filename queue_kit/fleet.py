@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from queue_kit import _statements
 from queue_kit._database import Database
 from queue_kit._reach import session_on
+from queue_kit._statements import workers
 
 LOOKED_AT = 10_000
 """Ready jobs among which held ones are looked for, from the head of the order: a backlog may be millions."""
@@ -48,10 +48,10 @@ async def list_workers(db: Database) -> list[WorkerInfo]:
     ...     return [worker.host for worker in await list_workers(engine) if worker.jobs]
     """
     async with session_on(db, reading=True) as session:
-        workers = (await session.execute(_statements.workers_alive())).all()
+        alive = (await session.execute(workers.workers_alive())).all()
         held: dict[UUID, list[HeldJob]] = defaultdict(list)
-        if workers:
-            for row in await session.execute(_statements.held_jobs(), {"limit": LOOKED_AT}):
+        if alive:
+            for row in await session.execute(workers.held_jobs(), {"limit": LOOKED_AT}):
                 held[row.worker_id].append(HeldJob(row.id, row.name, row.retry_count + 1))
     return [
         WorkerInfo(
@@ -66,5 +66,5 @@ async def list_workers(db: Database) -> list[WorkerInfo]:
             row.running,
             tuple(held[row.id]),
         )
-        for row in workers
+        for row in alive
     ]

@@ -9,10 +9,10 @@ from typing import Any
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from queue_kit import _statements
 from queue_kit._database import Database
 from queue_kit._history import KEPT_DAYS, MINUTE, SPREAD
 from queue_kit._reach import check_words, session_on
+from queue_kit._statements import database, history
 from queue_kit.job import Seconds, Verdict
 
 MOST_POINTS = 120
@@ -75,7 +75,7 @@ async def throughput(
         end = await _last_end(session)
         first = end - count * width
         span = {"since": _at(first), "until": _at(end), "of_name": name}
-        rows = (await session.execute(_statements.history(), span)).all()
+        rows = (await session.execute(history.history(), span)).all()
     buckets: list[list[Row[Any]]] = [[] for _ in range(count)]
     for row in rows:
         buckets[(int(row.minute.timestamp() // MINUTE) - first) // width].append(row)
@@ -94,12 +94,12 @@ async def throughput_by_name(db: Database, *, last: Seconds = timedelta(hours=1)
     async with session_on(db, reading=True) as session:
         end = await _last_end(session)
         span = {"since": _at(end - minutes), "until": _at(end)}
-        rows = (await session.execute(_statements.history_by_name(), span)).all()
+        rows = (await session.execute(history.history_by_name(), span)).all()
     return {row.name: _point([row], end - minutes, minutes) for row in rows}
 
 
 async def _last_end(session: AsyncSession) -> int:
-    now: datetime = (await session.execute(_statements.database_time())).scalar_one()
+    now: datetime = (await session.execute(database.database_time())).scalar_one()
     return int((now.timestamp() - _SETTLED_BY) // MINUTE)
 
 

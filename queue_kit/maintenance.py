@@ -9,8 +9,8 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from queue_kit import _statements
 from queue_kit._handler import HandlerFunction
+from queue_kit._statements import changing, looking, recurring, workers
 from queue_kit.errors import ConfigurationError
 from queue_kit.event import Event
 from queue_kit.job import Job, printable
@@ -37,16 +37,16 @@ def job_queue_cleanup(
         deleted, after = 0, 0
         while True:
             event.signal.raise_if_aborted()
-            first, last = (await session.execute(_statements.id_range(), {"after": after})).one()
+            first, last = (await session.execute(looking.id_range(), {"after": after})).one()
             if first is None:
                 break
             after = first + PAGE - 1
             page = {"first": first, "last": after, "days": days, "failed_days": failed_days}
-            deleted += _rowcount(await session.execute(_statements.prune(), page))
+            deleted += _rowcount(await session.execute(changing.prune(), page))
             await session.commit()
             if after >= last:
                 break
-        await session.execute(_statements.forget_dead_workers())
+        await session.execute(workers.forget_dead_workers())
         event.log.info("deleted %d jobs", deleted)
 
     return cleanup
@@ -73,7 +73,7 @@ def job_queue_insights() -> HandlerFunction[dict[str, Any]]:
             extra={"insights": found},
         )
         if found.unhandled_names:
-            cron = set(await session.scalars(_statements.cron_names()))
+            cron = set(await session.scalars(recurring.cron_names()))
             forgotten = [name for name in found.unhandled_names if name in cron]
             if forgotten:
                 event.log.error("no live worker runs these cron jobs: %s", printable(", ".join(forgotten)))

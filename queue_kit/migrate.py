@@ -32,7 +32,7 @@ from sqlalchemy import (
 from sqlalchemy.engine.interfaces import ReflectedColumn
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from queue_kit import _statements
+from queue_kit._statements import database
 from queue_kit.errors import ConfigurationError, SchemaMismatch
 from queue_kit.models import Base
 
@@ -138,7 +138,7 @@ def _schema(connection: Connection) -> tuple[int, int] | None:
     # Asked for by name: a query that fails would leave the caller's transaction aborted.
     if not inspect(connection).has_table("queue_kit_schema"):
         return None
-    row = connection.execute(_statements.schema_version()).first()
+    row = connection.execute(database.schema_version()).first()
     return None if row is None else (row.version, row.compatible_from)
 
 

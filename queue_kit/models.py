@@ -27,7 +27,8 @@ from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, validates
 
 from queue_kit import job
-from queue_kit._dialect import BIGINT, JSON_TYPE, UtcDateTime, clock_time, never, statement_time
+from queue_kit._dialect.clock import clock_time, never, statement_time
+from queue_kit._dialect.columns import BIGINT, JSON_TYPE, UtcDateTime
 from queue_kit.job import JobState
 
 SCHEDULED, READY, COMPLETED, FAILED, CANCELLED = range(5)

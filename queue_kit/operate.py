@@ -10,10 +10,12 @@ from sqlalchemy import JSON, ColumnElement, Row, Select, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from queue_kit import _statements, cron
+from queue_kit import cron
 from queue_kit._database import Database, check_database
-from queue_kit._dialect import UtcDateTime, as_instant, nearest_instant
+from queue_kit._dialect.columns import UtcDateTime, as_instant, nearest_instant
 from queue_kit._reach import MAX_ID, UNREADABLE, check_limit, check_words, is_id, is_name, notify, session_on
+from queue_kit._statements import changing, looking, recurring, workers
+from queue_kit._statements.vocabulary import in_state
 from queue_kit._wakeup import CANCEL_CHANNEL, JOB_CHANNEL
 from queue_kit.errors import JobConflict, JobNotFound
 from queue_kit.job import JobState
@@ -40,7 +42,7 @@ async def cancel_job(db: Database, job_id: int) -> JobState:
     if not is_id(job_id):
         raise JobNotFound(job_id)
     async with session_on(db) as session:
-        status = (await session.execute(_statements.cancel(), {"job_id": job_id})).scalar_one_or_none()
+        status = (await session.execute(changing.cancel(), {"job_id": job_id})).scalar_one_or_none()
         if status is None:
             row = await _get(session, job_id)
             if row is None:
@@ -75,7 +77,7 @@ async def retried(session: AsyncSession, job_id: int) -> bool:
     caller's transaction."""
     try:
         async with session.begin_nested():
-            return (await session.execute(_statements.retry(), {"job_id": job_id})).first() is not None
+            return (await session.execute(changing.retry(), {"job_id": job_id})).first() is not None
     except IntegrityError:
         return False
 
@@ -86,7 +88,7 @@ async def _conflict(session: AsyncSession, job_id: int) -> JobConflict | JobNotF
         return JobNotFound(job_id)
     if row.state not in (JobState.failed, JobState.cancelled):
         return JobConflict(job_id, f"is {row.state}; only failed and cancelled jobs can be retried")
-    holder = (await session.execute(_statements.key_holder(), {"job_id": job_id})).scalars().first()
+    holder = (await session.execute(changing.key_holder(), {"job_id": job_id})).scalars().first()
     if holder is None:
         return JobConflict(job_id, "it was changed at the same time; try again")
     return JobConflict(job_id, f"its unique key is held by job {holder}", holder_id=holder)
@@ -129,10 +131,10 @@ async def run_job_now(db: Database, job_id: int) -> None:
             raise JobNotFound(job_id)
         entry = row.cron_name
         if entry is not None and not row.is_complete:
-            defined = (await session.execute(_statements.lock_cron_entry(), {"entry": entry})).first()
+            defined = (await session.execute(recurring.lock_cron_entry(), {"entry": entry})).first()
             if defined is not None:
                 await session.run_sync(lambda sync: cron.hasten(sync.execute, entry))
-        if (await session.execute(_statements.run_now(), {"job_id": job_id})).first() is None:
+        if (await session.execute(changing.run_now(), {"job_id": job_id})).first() is None:
             row = await _get(session, job_id)
             if row is None:
                 raise JobNotFound(job_id)
@@ -191,7 +193,7 @@ async def get_job_text(db: Database, job_id: int) -> Row[Any] | None:
     if not is_id(job_id):
         return None
     async with session_on(db, reading=True) as session:
-        return (await session.execute(select(*_statements.job_texts()).where(JobRow.id == job_id))).first()
+        return (await session.execute(select(*looking.job_texts()).where(JobRow.id == job_id))).first()
 
 
 async def _listed(
@@ -206,9 +208,9 @@ async def _listed(
     check_database(db)
     check_limit(limit, MAX_PAGE)
     state = None if state is None else JobState(state)
-    query = select(JobRow).order_by(_statements.newest_first(state)).limit(limit)
+    query = select(JobRow).order_by(looking.newest_first(state)).limit(limit)
     if state is not None:
-        query = query.where(_statements.in_state(state))
+        query = query.where(in_state(state))
     for column, word in words.items():
         check_words(word, column)
         if word is not None:
@@ -229,7 +231,7 @@ async def _rows(session: AsyncSession, query: Select[Any]) -> list[JobRow]:
     try:
         return list(await session.scalars(query, execution_options={"populate_existing": True}))
     except UNREADABLE as error:
-        texts = await session.execute(query.with_only_columns(*_statements.job_texts()))
+        texts = await session.execute(query.with_only_columns(*looking.job_texts()))
         spoiled = [f"job {row.id}: {name} ({why})" for row in texts for name, why in unreadable(row).items()]
         raise ValueError(f"Python cannot read what plain SQL wrote: {'; '.join(spoiled[:10]) or error}") from error
 
@@ -270,13 +272,13 @@ async def _created(session: AsyncSession, after: datetime | None, before: dateti
 
 async def _id_at(session: AsyncSession, instant: datetime) -> int:
     """The first id of the jobs created from a time on, by halving: twenty looks at the primary key for a million."""
-    first, last = (await session.execute(_statements.id_range(), {"after": -1})).one()
+    first, last = (await session.execute(looking.id_range(), {"after": -1})).one()
     if first is None:
         return 0
     behind = last + 1
     while first < behind:
         middle = (first + behind) // 2
-        found = (await session.execute(_statements.created_behind(), {"first": middle})).first()
+        found = (await session.execute(looking.created_behind(), {"first": middle})).first()
         if found is None or nearest_instant(found.created_at) >= instant:
             behind = middle
         else:
@@ -310,8 +312,8 @@ async def queue_insights(db: Database) -> Insights:
     ...     return (await queue_insights(engine)).pending
     """
     async with session_on(db, reading=True) as session:
-        rows = (await session.execute(_statements.counts())).all()
-        alive = {name for names in await session.scalars(_statements.names_alive()) for name in names}
+        rows = (await session.execute(looking.counts())).all()
+        alive = {name for names in await session.scalars(workers.names_alive()) for name in names}
     counts: dict[str, dict[str, Any]] = {}
     for row in rows:
         of_name = counts.setdefault(row.name, {})

@@ -21,10 +21,12 @@ from queue_kit import _sqlite, migrate
 from queue_kit._crew import Crew
 from queue_kit._gate import gate_for
 from queue_kit._handler import Handler, HandlerFunction, check_limits
+from queue_kit._lazy_session import LazySession
 from queue_kit._run import Limits
-from queue_kit._session import LazySession, Sessions
+from queue_kit._sessions import Sessions
 from queue_kit._standalone import run_until_signal
 from queue_kit._store import Store
+from queue_kit._transactions import Transactions
 from queue_kit._transient import READ_ONLY, sqlstate
 from queue_kit.errors import ConfigurationError
 from queue_kit.handlers import Handlers, as_handlers
@@ -217,11 +219,10 @@ class QueueWorker:
             _logger.info("%d handlers at most use their session at once: the pool is shared", bound)
         worker_id = uuid4()
         store = Store(
-            self._engine,
+            Transactions(self._engine, gate=gate, lease=self._lease),
             worker_id=worker_id,
             names=self._handlers,
             lease=self._lease,
-            gate=gate,
             delete_completed=self._delete_completed,
             delete_failed=self._delete_failed,
         )

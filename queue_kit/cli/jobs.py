@@ -7,7 +7,7 @@ from typing import Any
 import click
 from sqlalchemy import URL, Row
 
-from queue_kit._statements import job_heads, job_texts
+from queue_kit._statements.looking import job_heads, job_texts
 from queue_kit.cli.database import ANSWER, database_option, on_database
 from queue_kit.cli.output import json_option, print_json, print_table, read_stdin, shown
 from queue_kit.cli.records import record, time

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from sqlalchemy import Row
 
-from queue_kit._dialect import LONG_AGO, as_instant
+from queue_kit._dialect.columns import LONG_AGO, as_instant
 from queue_kit.cli.output import plain
 from queue_kit.operate import unreadable
 

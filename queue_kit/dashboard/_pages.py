@@ -10,8 +10,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from queue_kit import _statements
 from queue_kit._reach import MAX_ID
+from queue_kit._statements import looking
 from queue_kit.cron_jobs import list_cron_jobs
 from queue_kit.dashboard._access import admitted
 from queue_kit.dashboard._asking import choice, id_of, words
@@ -183,7 +183,7 @@ def _last_failure(row: JobRow | Unreadable, hides: Callable[[str], bool]) -> lis
 
 async def _far_enough(session: AsyncSession, after: int | None) -> int:
     """The id behind which a list does not look; 0 when there is nothing."""
-    first, last = (await session.execute(_statements.id_range(), {"after": 0})).one()
+    first, last = (await session.execute(looking.id_range(), {"after": 0})).one()
     if first is None:
         return 0
     floor = (min(after or MAX_ID, int(last) + 1)) - LOOKED_BACK

@@ -11,8 +11,9 @@ from typing import Any
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from queue_kit import _sqlite, _statements
+from queue_kit import _sqlite
 from queue_kit._clone import clone_of
+from queue_kit._statements import database
 from queue_kit.errors import ConfigurationError
 
 CONNECTIONS = 2
@@ -68,7 +69,7 @@ class Pool:
                             connection = await (await session.connection()).get_raw_connection()
                         leaving.callback(_cut_at(now + CUT, connection.driver_connection).cancel)
                         limit = {"milliseconds": str(int(PATIENCE * 1000))}
-                        await session.execute(_statements.limit_statements(), limit)
+                        await session.execute(database.limit_statements(), limit)
                     yield session
         finally:
             self._turns.release()

@@ -16,9 +16,9 @@ from typing import Self
 
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from queue_kit import _statements
 from queue_kit._handler import check_limits
 from queue_kit._link import in_a_line
+from queue_kit._statements import database
 from queue_kit.errors import ConfigurationError
 from queue_kit.job import Seconds
 from queue_kit.operate import Insights, NameInsights, queue_insights
@@ -154,7 +154,7 @@ class QueueStateMetrics(Collector):
         async with AsyncSession(self._engine) as session:
             if self._is_postgresql:  # or it would go on there when nobody waits any more
                 milliseconds = str(math.ceil(self._timeout * 1000))
-                await session.execute(_statements.limit_statements(), {"milliseconds": milliseconds})
+                await session.execute(database.limit_statements(), {"milliseconds": milliseconds})
             return await queue_insights(session)
 
     @property

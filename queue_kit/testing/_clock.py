@@ -7,7 +7,7 @@ from datetime import timedelta
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from queue_kit._dialect import LONG_AGO
+from queue_kit._dialect.columns import LONG_AGO
 from queue_kit.errors import ConfigurationError
 from queue_kit.job import Seconds
 from queue_kit.models import CronRow, JobRow

@@ -17,7 +17,7 @@ from queue_kit._leases import Leases
 from queue_kit._link import Link
 from queue_kit._pace import Pace
 from queue_kit._run import Limits
-from queue_kit._session import Sessions
+from queue_kit._sessions import Sessions
 from queue_kit._spine import Spine
 from queue_kit.errors import ConfigurationError
 from queue_kit.handlers import Handlers, as_handlers
@@ -25,7 +25,7 @@ from queue_kit.hooks import Observers
 from queue_kit.job import Claimed, Seconds, Verdict
 from queue_kit.retry import RetryDelay, check_retry_delay, exponential
 from queue_kit.testing._handler import CANCEL_GRACE, refuses_to_end
-from queue_kit.testing._transaction import LEASE, JoinedStore, Transaction, joined
+from queue_kit.testing._transaction import LEASE, Transaction, joined, joined_store
 from queue_kit.worker import check_engine
 
 
@@ -93,7 +93,7 @@ class _Drain:
         self._transaction = connection.sync_connection.get_transaction() if connection.sync_connection else None
         self._max_runs = max_runs
         self._runs: Counter[str] = Counter()
-        self._store = JoinedStore(connection, handlers)
+        self._store = joined_store(connection, handlers)
         self._leases = Leases(self._store, protected=lambda: True)
         self._link = _Link()
         make = _plain_session if session_factory is None else session_factory

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Executable, Row
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from queue_kit._store import Store
+from queue_kit._transactions import Transactions
 
 T = TypeVar("T")
 
@@ -60,31 +61,40 @@ async def joined(db: Transaction, caller: str) -> AsyncConnection:
     )
 
 
-class JoinedStore(Store):
-    """A worker's statements in somebody else's transaction, each in a savepoint of its own."""
+class JoinedTransactions(Transactions):
+    """A worker's transactions in somebody else's, each in a savepoint of its own."""
 
-    def __init__(self, connection: AsyncConnection, names: Iterable[str]) -> None:
-        super().__init__(
-            connection.engine,
-            worker_id=uuid4(),
-            names=names,
-            lease=LEASE,
-            gate=asyncio.Semaphore(1),  # nobody else is on this connection
-            delete_completed=False,
-            delete_failed=False,
-        )
+    def __init__(self, connection: AsyncConnection) -> None:
+        # Nobody else is on this connection, so whoever comes to the gate has the turn.
+        super().__init__(connection.engine, gate=asyncio.Semaphore(1), lease=LEASE)
         self._connection = connection
 
-    async def _read(self, statement: Executable, parameters: Mapping[str, Any]) -> Sequence[Row[Any]]:
-        return await self._write(statement, parameters)
+    async def read(self, statement: Executable, parameters: Mapping[str, Any]) -> Sequence[Row[Any]]:
+        """The rows of a statement that changes nothing."""
+        return await self.write(statement, parameters)
 
-    async def _write(self, statement: Executable, parameters: Mapping[str, Any]) -> Sequence[Row[Any]]:
+    async def write(self, statement: Executable, parameters: Mapping[str, Any]) -> Sequence[Row[Any]]:
+        """The rows that a statement returns."""
+
         def write(connection: Connection) -> Sequence[Row[Any]]:
             result = connection.execute(statement, parameters)
             return result.all() if result.returns_rows else ()
 
-        return await self._as_one(write)
+        return await self.as_one(write)
 
-    async def _as_one(self, work: Callable[[Connection], T]) -> T:
+    async def as_one(self, work: Callable[[Connection], T]) -> T:
+        """Do what takes several statements in one savepoint."""
         async with self._connection.begin_nested():
             return await self._connection.run_sync(work)
+
+
+def joined_store(connection: AsyncConnection, names: Iterable[str]) -> Store:
+    """A worker's statements in somebody else's transaction."""
+    return Store(
+        JoinedTransactions(connection),
+        worker_id=uuid4(),
+        names=names,
+        lease=LEASE,
+        delete_completed=False,
+        delete_failed=False,
+    )

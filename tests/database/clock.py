@@ -12,7 +12,7 @@ from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from queue_kit import JobRow
-from queue_kit._dialect import clock_time
+from queue_kit._dialect.clock import clock_time
 from queue_kit.models import CRON_ENTRIES, CronRow
 from tests.support import change, move
 

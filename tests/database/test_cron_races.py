@@ -13,7 +13,7 @@ from queue_kit import (
     cron,
     register_cron_jobs,
 )
-from queue_kit._statements import cron_missing
+from queue_kit._statements.recurring import cron_missing
 from queue_kit.cron import _store_next as store
 from tests.database.clock import definition, far, make_due, occurrence, rows
 from tests.database.running import Gate

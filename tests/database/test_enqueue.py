@@ -35,7 +35,7 @@ from queue_kit import (
     insert_jobs,
     install_hooks,
 )
-from queue_kit._dialect import UtcDateTime
+from queue_kit._dialect.columns import UtcDateTime
 from tests.database.clock import WAYS, database_now, lease, reach, rows
 from tests.proxy import through_proxy
 from tests.support import Recorder, count_jobs, row_of, until

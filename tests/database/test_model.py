@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from datetime import timedelta
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
@@ -30,7 +31,6 @@ from queue_kit import (
     JobState,
     LeaseLost,
     NewJob,
-    _statements,
     add_jobs,
     cancel_job,
     job_queue_cleanup,
@@ -39,12 +39,15 @@ from queue_kit import (
     register_cron_jobs,
     retry_job,
 )
-from queue_kit._dialect import any_row, row_pointer
+from queue_kit._dialect.plans import any_row, row_pointer
 from queue_kit._endings import Settlement
 from queue_kit._gate import gate_for
-from queue_kit._session import LazySession, Sessions
-from queue_kit._statements import CRON, JOB
+from queue_kit._lazy_session import LazySession
+from queue_kit._sessions import Sessions
+from queue_kit._statements import changing, claiming, recurring, settling
+from queue_kit._statements.vocabulary import CRON, JOB
 from queue_kit._store import Store
+from queue_kit._transactions import Transactions
 from queue_kit.event import AbortToken
 from queue_kit.job import Claimed, Outcome, Verdict
 from queue_kit.models import CRON_ENTRIES, JOBS
@@ -76,11 +79,10 @@ class Hands:
         gate, _ = gate_for(engine.sync_engine, 1)
         lease = worker.lease.total_seconds()
         self.store = Store(
-            engine,
+            Transactions(engine, gate=gate, lease=lease),
             worker_id=worker.id,
             names=worker.names,
             lease=lease,
-            gate=gate,
             delete_completed=worker.deletes,
             delete_failed=worker.deletes,
         )
@@ -549,15 +551,15 @@ def test_c9_whatever_is_done_the_tables_hold_what_the_model_says(real):
 Change = Callable[[pytest.MonkeyPatch], None]
 
 
-def writing(name: str, **values: Any) -> Change:
+def writing(file: ModuleType, name: str, **values: Any) -> Change:
     """A statement that writes other values."""
-    statement: Any = getattr(_statements, name)()
-    return replacing(name, lambda: statement.values(**values))
+    statement: Any = getattr(file, name)()
+    return replacing(file, name, lambda: statement.values(**values))
 
 
-def replacing(name: str, made: Callable[..., Any]) -> Change:
+def replacing(file: ModuleType, name: str, made: Callable[..., Any]) -> Change:
     """A statement, or a part of several, that is another one."""
-    return lambda patch: patch.setattr(_statements, name, made)
+    return lambda patch: patch.setattr(file, name, made)
 
 
 def _ours_by_worker(batch: Any) -> Any:
@@ -565,28 +567,29 @@ def _ours_by_worker(batch: Any) -> Any:
     return any_row(select(row_pointer()).where(JOB.id == batch.id, holds, JOB.status == READY))
 
 
-def _claimable_by_id(found: Any, *conditions: Any, claimable: Any = _statements._claimable) -> Any:
+def _claimable_by_id(found: Any, *conditions: Any, claimable: Any = claiming._claimable) -> Any:
     return claimable(found, *conditions).order_by(None).order_by(JOB.id)
 
 
 MUTANTS = {
-    "fences without the number of the claim": replacing("_ours", _ours_by_worker),
-    "claims in the order of ids": replacing("_claimable", _claimable_by_id),
-    "claims that do not count a lapse": writing("claim", lost=JOB.lost),
-    "claims that keep the number": writing("claim", claim_no=JOB.claim_no),
-    "renewals that extend nothing": writing("renew", lease_until=JOB.lease_until),
-    "releases that keep the worker": writing("put_back", worker_id=JOB.worker_id),
-    "retries that keep the count": writing("retry", retry_count=JOB.retry_count),
-    "cancellations that end a run": writing("cancel", status=CANCELLED),
-    "ticks that are not noted": writing("advance_cron", next_at=CRON.next_at),
-    "prunes that ask for no age": replacing("prune", lambda: delete(JOBS).where(JOB.status > READY)),
+    "fences without the number of the claim": replacing(settling, "_ours", _ours_by_worker),
+    "claims in the order of ids": replacing(claiming, "_claimable", _claimable_by_id),
+    "claims that do not count a lapse": writing(claiming, "claim", lost=JOB.lost),
+    "claims that keep the number": writing(claiming, "claim", claim_no=JOB.claim_no),
+    "renewals that extend nothing": writing(settling, "renew", lease_until=JOB.lease_until),
+    "releases that keep the worker": writing(settling, "put_back", worker_id=JOB.worker_id),
+    "retries that keep the count": writing(changing, "retry", retry_count=JOB.retry_count),
+    "cancellations that end a run": writing(changing, "cancel", status=CANCELLED),
+    "ticks that are not noted": writing(recurring, "advance_cron", next_at=CRON.next_at),
+    "prunes that ask for no age": replacing(changing, "prune", lambda: delete(JOBS).where(JOB.status > READY)),
 }
 
 
 def _forget_statements() -> None:
-    for each in vars(_statements).values():
-        if hasattr(each, "cache_clear"):
-            each.cache_clear()
+    for file in (changing, claiming, recurring, settling):
+        for each in vars(file).values():
+            if hasattr(each, "cache_clear"):
+                each.cache_clear()
 
 
 @pytest.fixture

@@ -14,10 +14,11 @@ import pytest_asyncio
 from sqlalchemy import Connection, Executable, event, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from queue_kit import JobRow, JobState, _statements, sqlite_engine
-from queue_kit._dialect import LONG_AGO
+from queue_kit import JobRow, JobState, sqlite_engine
+from queue_kit._dialect.columns import LONG_AGO
 from queue_kit._scan import Place
-from queue_kit._statements import as_batch
+from queue_kit._statements import changing, claiming, fencing, looking, recurring, settling, workers
+from queue_kit._statements.vocabulary import as_batch, in_state
 from queue_kit._store import NO_LIMIT, PROMOTE_LIMIT
 from queue_kit.models import FAILED
 
@@ -91,7 +92,7 @@ class Call(NamedTuple):
 def claim(*, wanted: int = 50, ahead: int = 0, after: Place | None = None, held: int = 0) -> Call:
     priority, due, job_id = (-1, LONG_AGO, 0) if after is None else after
     return Call(
-        _statements.claim(),
+        claiming.claim(),
         {
             "names": as_batch(NAMES),
             "running_ids": as_batch([]),
@@ -126,41 +127,41 @@ CLAIMS = {
 }
 
 SETTLING = {
-    "complete": Call(_statements.complete(), batch()),
-    "remove": Call(_statements.remove(), batch()),
-    "close": Call(_statements.close(), batch(status=FAILED, failed=1, error={"class": "ValueError"})),
-    "put_back": Call(_statements.put_back(), batch(failed=1, lapsed=0, forgiven=False, delay=5.0)),
-    "renew": Call(_statements.renew(), batch() | {"lease": 30.0}),
-    "still_ours": Call(_statements.still_ours(), batch()),
+    "complete": Call(settling.complete(), batch()),
+    "remove": Call(settling.remove(), batch()),
+    "close": Call(settling.close(), batch(status=FAILED, failed=1, error={"class": "ValueError"})),
+    "put_back": Call(settling.put_back(), batch(failed=1, lapsed=0, forgiven=False, delay=5.0)),
+    "renew": Call(settling.renew(), batch() | {"lease": 30.0}),
+    "still_ours": Call(settling.still_ours(), batch()),
 }
-FENCE = _statements.fence(LEASED_ID, WORKER, 1)
+FENCE = fencing.fence(LEASED_ID, WORKER, 1)
 ONE_BY_ONE = {
-    "complete_one": Call(_statements.complete_one(), FENCE),
-    "remove_one": Call(_statements.remove_one(), FENCE),
-    "checkpoint_one": Call(_statements.checkpoint_one(), FENCE | {"lease": 30.0}),
-    "hand_over_key": Call(_statements.hand_over_key(), FENCE),
-    "cancel": Call(_statements.cancel(), {"job_id": LEASED_ID}),
-    "retry": Call(_statements.retry(), {"job_id": LEASED_ID}),
+    "complete_one": Call(fencing.complete_one(), FENCE),
+    "remove_one": Call(fencing.remove_one(), FENCE),
+    "checkpoint_one": Call(fencing.checkpoint_one(), FENCE | {"lease": 30.0}),
+    "hand_over_key": Call(fencing.hand_over_key(), FENCE),
+    "cancel": Call(changing.cancel(), {"job_id": LEASED_ID}),
+    "retry": Call(changing.retry(), {"job_id": LEASED_ID}),
 }
 LOOK = Call(
-    _statements.look(), {key: claim().parameters[key] for key in ("names", "after_priority", "after_due", "after_id")}
+    claiming.look(), {key: claim().parameters[key] for key in ("names", "after_priority", "after_due", "after_id")}
 )
-PROMOTE = Call(_statements.promote(), {"limit": PROMOTE_LIMIT})
-PRUNE = Call(_statements.prune(), {"first": 1, "last": 10_000, "days": 30.0, "failed_days": 30.0})
+PROMOTE = Call(claiming.promote(), {"limit": PROMOTE_LIMIT})
+PRUNE = Call(changing.prune(), {"first": 1, "last": 10_000, "days": 30.0, "failed_days": 30.0})
 
 
 OPERATING = {
-    "failed lately": Call(_statements.failed_lately(), {"limit": 500}),
-    "failed of a name": Call(_statements.failed_of_name(), {"of_name": "name.1", "limit": 500}),
-    "cancelled": Call(_statements.cancelled_ids(), {"of_name": "name.1", "limit": 100}),
-    "cancel many": Call(_statements.cancel_many(), {"job_ids": as_batch([LEASED_ID, LEASED_ID + 1])}),
-    "retry many": Call(_statements.retry_many(), {"job_ids": as_batch([50, 100])}),
-    "run now": Call(_statements.run_now(), {"job_id": LEASED_ID}),
-    "created behind": Call(_statements.created_behind(), {"first": 500}),
-    "held jobs": Call(_statements.held_jobs(), {"limit": 3_000}),
-    "cron overview": Call(_statements.cron_overview(), {}),
-    "hasten": Call(_statements.hasten_occurrence(), {"entry": "cron.1"}),
-    "cancel occurrence": Call(_statements.cancel_occurrence(), {"entry": "cron.1"}),
+    "failed lately": Call(looking.failed_lately(), {"limit": 500}),
+    "failed of a name": Call(looking.failed_of_name(), {"of_name": "name.1", "limit": 500}),
+    "cancelled": Call(changing.cancelled_ids(), {"of_name": "name.1", "limit": 100}),
+    "cancel many": Call(changing.cancel_many(), {"job_ids": as_batch([LEASED_ID, LEASED_ID + 1])}),
+    "retry many": Call(changing.retry_many(), {"job_ids": as_batch([50, 100])}),
+    "run now": Call(changing.run_now(), {"job_id": LEASED_ID}),
+    "created behind": Call(looking.created_behind(), {"first": 500}),
+    "held jobs": Call(workers.held_jobs(), {"limit": 3_000}),
+    "cron overview": Call(recurring.cron_overview(), {}),
+    "hasten": Call(recurring.hasten_occurrence(), {"entry": "cron.1"}),
+    "cancel occurrence": Call(recurring.cancel_occurrence(), {"entry": "cron.1"}),
 }
 """What operators ask for: none of it reads the whole history."""
 
@@ -168,9 +169,9 @@ OPERATING = {
 def page(**filters: Any) -> Call:
     """The query of a page of `list_jobs`."""
     state = filters.pop("state", None)
-    query = select(JobRow).order_by(_statements.newest_first(state)).limit(100)
+    query = select(JobRow).order_by(looking.newest_first(state)).limit(100)
     if state is not None:
-        query = query.where(_statements.in_state(state))
+        query = query.where(in_state(state))
     return Call(query.filter_by(**filters), {})
 
 
@@ -379,7 +380,7 @@ async def test_failed_jobs_are_counted_in_an_index(pg_engine):
         insert = "INSERT INTO queue_kit_job (name, status) SELECT 'a', CASE WHEN n % 50 = 0 THEN 3 ELSE 2 END"
         await driver.execute(f"{insert} FROM generate_series(1, 20000) AS n")
         await driver.execute("VACUUM ANALYZE queue_kit_job")
-    plan = await explain(pg_engine, Call(_statements.counts(), {}), mode="force_custom_plan")
+    plan = await explain(pg_engine, Call(looking.counts(), {}), mode="force_custom_plan")
     assert ("Index Only Scan", "queue_kit_job_failed_name") in on_jobs(plan)
 
 

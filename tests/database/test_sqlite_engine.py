@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from queue_kit import ConfigurationError, _sqlite, sqlite_engine
 from queue_kit._store import Store
+from queue_kit._transactions import Transactions
 
 
 async def settings(engine: AsyncEngine) -> dict[str, object]:
@@ -116,11 +117,10 @@ async def test_a_cancelled_statement_that_fails_is_not_reported_by_anybody(sqlit
     async with engine.begin() as connection:
         await connection.execute(text("DROP TABLE queue_kit_history"))
     store = Store(
-        engine,
+        Transactions(engine, gate=asyncio.Semaphore(1), lease=30.0),
         worker_id=uuid4(),
         names=[],
         lease=30.0,
-        gate=asyncio.Semaphore(1),
         delete_completed=False,
         delete_failed=False,
     )

@@ -26,7 +26,7 @@ from queue_kit import (
     retry_job,
     sqlite_engine,
 )
-from queue_kit._dialect import seconds_until
+from queue_kit._dialect.clock import seconds_until
 from queue_kit._sleep import AFTER_FALLING_ASLEEP
 from tests.database.clock import occurrence
 from tests.database.running import listening, raw

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 from sqlalchemy import Executable
 
-from queue_kit import _statements
+from queue_kit._statements import claiming, history, settling, workers
 from queue_kit.models import CANCELLED, COMPLETED, READY, SCHEDULED
 from tests.simulation.loop import VirtualLoop, outside
 
@@ -120,30 +120,30 @@ class Database:
         self.minutes: set[str] = set()
         """Of which there is history."""
         self._answers: dict[Executable, Callable[[Parameters], Sequence[Any]]] = {
-            _statements.claim(): self._claim,
-            _statements.complete(): self._complete,
-            _statements.remove(): self._remove,
-            _statements.close(): self._close,
-            _statements.put_back(): self._put_back,
-            _statements.still_ours(): self._still_ours,
-            _statements.stored(): self._stored,
-            _statements.renew(): self._renew,
-            _statements.look(): self._look,
-            _statements.promote(): self._promote,
-            _statements.greet(): self._greet,
-            _statements.seen(): self._seen,
-            _statements.worker_exists(): self._exists,
-            _statements.depart(): self._depart,
-            _statements.add_history(): self._add_history,
-            _statements.oldest_history(): self._oldest_history,
-            _statements.prune_history(): self._prune_history,
+            claiming.claim(): self._claim,
+            settling.complete(): self._complete,
+            settling.remove(): self._remove,
+            settling.close(): self._close,
+            settling.put_back(): self._put_back,
+            settling.still_ours(): self._still_ours,
+            settling.stored(): self._stored,
+            settling.renew(): self._renew,
+            claiming.look(): self._look,
+            claiming.promote(): self._promote,
+            workers.greet(): self._greet,
+            workers.seen(): self._seen,
+            workers.worker_exists(): self._exists,
+            workers.depart(): self._depart,
+            history.add_history(): self._add_history,
+            history.oldest_history(): self._oldest_history,
+            history.prune_history(): self._prune_history,
         }
         self.reads = {
-            _statements.still_ours(),
-            _statements.stored(),
-            _statements.look(),
-            _statements.worker_exists(),
-            _statements.oldest_history(),
+            settling.still_ours(),
+            settling.stored(),
+            claiming.look(),
+            workers.worker_exists(),
+            history.oldest_history(),
         }
         self.words = {statement: answer.__name__.strip("_") for statement, answer in self._answers.items()}
 

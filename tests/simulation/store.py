@@ -1,5 +1,6 @@
 """The worker's store and its handlers' sessions over the simulated network. The store is the real one, with a `Wire`
-where it has its engine, so what it makes of replies, of lost ones and of rows that others have locked is tested too.
+where its transactions have their engine, so what it makes of replies, of lost ones and of rows that others have locked
+is tested too.
 """
 
 import asyncio
@@ -11,8 +12,10 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from queue_kit._endings import Settlement
-from queue_kit._session import Execute, Sessions
+from queue_kit._session import Execute
+from queue_kit._sessions import Sessions
 from queue_kit._store import Renewal, Store
+from queue_kit._transactions import Transactions
 from queue_kit._transient import is_connection_lost
 from queue_kit.errors import JobAborted, LeaseLost, ShuttingDown
 from queue_kit.event import AbortToken
@@ -26,6 +29,17 @@ ENGINE = create_async_engine("postgresql+asyncpg://nobody@nowhere.invalid/none")
 
 LOCK_LOOK = 0.05
 """Seconds between two looks of a transaction that waits for a row."""
+
+
+class WiredTransactions(Transactions):
+    """A worker's transactions, with a wire where their engine is."""
+
+    def __init__(self, wire: Wire, *, lease: float) -> None:
+        super().__init__(ENGINE, gate=asyncio.Semaphore(1), lease=lease)
+        self._single = self._reading = self._transactions = wire  # type: ignore[assignment]
+
+    async def dispose(self) -> None:
+        """There is no pool."""
 
 
 class SimulatedStore(Store):
@@ -43,15 +57,13 @@ class SimulatedStore(Store):
         on_renewal: Callable[[Claimed], None],
     ) -> None:
         super().__init__(
-            ENGINE,
+            WiredTransactions(wire, lease=lease),
             worker_id=worker_id,
             names=names,
             lease=lease,
-            gate=asyncio.Semaphore(1),
             delete_completed=deletes,
             delete_failed=False,
         )
-        self._single = self._reading = self._transactions = wire  # type: ignore[assignment]
         self._told: set[tuple[int, int]] = set()
         self._on_renewal = on_renewal
 
@@ -69,9 +81,6 @@ class SimulatedStore(Store):
             _fence(job) for job in claimed if job.job.id not in renewal.ours and job.job.id not in renewal.locked
         }
         return renewal
-
-    async def dispose(self) -> None:
-        """There is no pool."""
 
 
 def _fence(claimed: Claimed) -> tuple[int, int]:

@@ -21,7 +21,8 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from queue_kit import migrate, sqlite_engine
-from queue_kit._dialect import UtcDateTime, clock_time
+from queue_kit._dialect.clock import clock_time
+from queue_kit._dialect.columns import UtcDateTime
 
 METADATA = MetaData()
 _SERIAL = BigInteger().with_variant(Integer(), "sqlite")

@@ -8,8 +8,12 @@ from typing import Any
 
 from sqlalchemy import Integer, Uuid, bindparam, literal, select, update
 
-from queue_kit import _session, _statements, _wakeup
-from queue_kit._dialect import BIGINT, any_row, never, row_pointer
+from queue_kit import _session, _wakeup
+from queue_kit._dialect.clock import never
+from queue_kit._dialect.columns import BIGINT
+from queue_kit._dialect.plans import any_row, row_pointer
+from queue_kit._statements import claiming, fencing, settling
+from queue_kit._statements.vocabulary import COMPLETION
 from queue_kit.models import JOBS, READY
 
 ACK_EARLY = "ack-early"
@@ -31,15 +35,15 @@ def _unfenced() -> None:
     """The completion names the job and not the claim."""
     ready = JOBS.c.status == literal(READY)
     worker = bindparam("worker", type_=Uuid()).is_not(None)
-    batch = _statements._held_batch()
+    batch = settling._held_batch()
     of_batch = select(row_pointer()).select_from(JOBS).where(JOBS.c.id == batch.id, batch.claim_no.is_not(None), ready)
     locked = of_batch.where(worker).with_for_update(key_share=True, skip_locked=True, of=JOBS)
-    many = update(JOBS).where(any_row(locked)).values(_statements._COMPLETED).returning(JOBS.c.id)
+    many = update(JOBS).where(any_row(locked)).values(COMPLETION).returning(JOBS.c.id)
     claim = bindparam("claim", type_=Integer()).is_not(None)
     job = JOBS.c.id == bindparam("job_id", type_=BIGINT)
-    one = update(JOBS).where(job, ready, worker, claim).values(_statements._COMPLETED)
-    _put(_statements, "complete", lambda: many)
-    _put(_statements, "complete_one", lambda: one)
+    one = update(JOBS).where(job, ready, worker, claim).values(COMPLETION)
+    _put(settling, "complete", lambda: many)
+    _put(fencing, "complete_one", lambda: one)
 
 
 def _early() -> None:
@@ -49,9 +53,9 @@ def _early() -> None:
         def __getattr__(self, name: str) -> Any:
             return never() if name == "lease_until" else getattr(JOBS.c, name)
 
-    _put(_statements, "JOB", Lapsed())
-    _statements.claim()  # built once, so this is what it stays
-    _put(_statements, "JOB", JOBS.c)
+    _put(claiming, "JOB", Lapsed())
+    claiming.claim()  # built once, so this is what it stays
+    _put(claiming, "JOB", JOBS.c)
 
 
 def _effect_first() -> None:

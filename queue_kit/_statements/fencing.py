@@ -1,0 +1,52 @@
+"""One job inside its handler's own transaction: its lease, its ending and its unique key, each behind the fence that
+names one run of it. Beside the batches of `settling`, these wait for a locked row instead of leaving it for later.
+"""
+
+from functools import cache
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Executable, Integer, Uuid, bindparam, delete, null, update
+
+from queue_kit._dialect.clock import time_from_now
+from queue_kit._dialect.columns import BIGINT
+from queue_kit._statements.vocabulary import COMPLETION, IS_READY, JOB, number_parameter
+from queue_kit.models import JOBS
+
+
+def _fence() -> tuple[ColumnElement[bool], ...]:
+    return (
+        JOB.id == bindparam("job_id", type_=BIGINT),
+        JOB.worker_id == bindparam("worker", type_=Uuid()),
+        JOB.claim_no == bindparam("claim", type_=Integer()),
+        IS_READY,
+    )
+
+
+def fence(job_id: int, worker_id: UUID, claim_no: int) -> dict[str, Any]:
+    """The parameters that name one run of one job."""
+    return {"job_id": job_id, "worker": worker_id, "claim": claim_no}
+
+
+@cache
+def checkpoint_one() -> Executable:
+    """Renew the lease of one job inside its handler's transaction. Parameters: the fence, `lease`."""
+    return update(JOBS).where(*_fence()).values(lease_until=time_from_now(number_parameter("lease")))
+
+
+@cache
+def complete_one() -> Executable:
+    """Finish one job inside its handler's transaction. Parameters: the fence."""
+    return update(JOBS).where(*_fence()).values(COMPLETION)
+
+
+@cache
+def remove_one() -> Executable:
+    """Delete one job inside its handler's transaction. Parameters: the fence."""
+    return delete(JOBS).where(*_fence())
+
+
+@cache
+def hand_over_key() -> Executable:
+    """Give up the unique key of a job that we run. Parameters: the fence."""
+    return update(JOBS).where(*_fence()).values(unique_key=null())
