@@ -3,13 +3,13 @@ nobody can read in a row fails its job and not its neighbours.
 """
 
 import json
-from typing import Any, cast
+from typing import Any
 
 from sqlalchemy import Row
 
 from queue_kit._dialect.columns import LONG_AGO, as_instant
 from queue_kit._scan import Place
-from queue_kit.job import Claimed, Job, Outcome, Verdict
+from queue_kit.job import Claimed, Outcome, Verdict, claimed_job
 from queue_kit.models import CANCELLED, FAILED
 
 
@@ -66,7 +66,7 @@ def claimed_of(row: Row[Any]) -> Claimed:
         trace_text,
         cron_expression,
         cron_last_text,
-    ) = cast(tuple[Any, ...], row)  # by name, 18 columns take as long as all the rest
+    ) = row  # by name, 18 columns take as long as all the rest
     unreadable, data, trace, last_completed_at = None, None, None, None
     due = scheduled_at = created_at = LONG_AGO
     try:
@@ -83,7 +83,7 @@ def claimed_of(row: Row[Any]) -> Claimed:
         unreadable = f"{type(error).__name__}: {error}"
         priority = retry_count = 0
         timeout = tries = None
-    job = Job(
+    job = claimed_job(
         job_id,
         name,
         data,
@@ -110,5 +110,15 @@ def claimed_of(row: Row[Any]) -> Claimed:
     )
 
 
+_scan = json.JSONDecoder().scan_once
+
+
 def _json(value: Any) -> Any:
-    return json.loads(value) if isinstance(value, str | bytes) else value
+    if isinstance(value, str):
+        # What loads() does around this takes four times as long as to read a small payload (1.1 us, not 0.2).
+        try:
+            read, end = _scan(value, 0)
+        except StopIteration:
+            end = -1
+        return read if end == len(value) else json.loads(value)
+    return json.loads(value) if isinstance(value, bytes) else value
