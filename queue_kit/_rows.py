@@ -27,6 +27,8 @@ def fence_row(claimed: Claimed) -> dict[str, Any]:
 def ending_row(claimed: Claimed, outcome: Outcome) -> dict[str, Any]:
     """How a run ended, as the statement for that kind of ending takes it."""
     row = fence_row(claimed)
+    if outcome.verdict is Verdict.completed:
+        return row
     if outcome.error is not None:
         row["error"] = dict(outcome.error)
     match outcome.verdict:
