@@ -10,12 +10,12 @@ import os
 from alembic import context
 from sqlalchemy import Connection
 
-from queue_kit import migrate
+from queue_kit import _revisions, migrate
 from queue_kit.cli.database import engine_for, read_url
 
 
 def _migrate(connection: Connection) -> None:
-    migrate.take_turn(connection)
+    _revisions.take_turn(connection)
     context.configure(connection=connection, **migrate.configuration())
     with context.begin_transaction():
         context.run_migrations()

@@ -4,6 +4,8 @@ Transactions begin IMMEDIATE, so that none has to upgrade its lock from a snapsh
 block in WAL mode. A worker refuses any other SQLite engine.
 """
 
+import asyncio
+import contextlib
 import os
 import sqlite3
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import Any, Literal
 
 from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.util import await_only
+from sqlalchemy.util.concurrency import in_greenlet
 
 from queue_kit.errors import ConfigurationError
 
@@ -56,6 +60,7 @@ def sqlite_engine(
         cursor.close()
 
     event.listen(engine.sync_engine, "connect", connected)
+    event.listen(engine.sync_engine, "close", _roll_back)
     prepare(engine.sync_engine)
     return engine
 
@@ -73,3 +78,11 @@ def is_safe(engine: AsyncEngine) -> bool:
 def _begin(connection: Connection) -> None:
     reading = connection.get_execution_options().get("queue_kit_readonly")
     connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+
+def _roll_back(connection: Any, _record: object) -> None:
+    # SQLite closes for real when the last statement is gone, and one that was cut short by a cancellation lives as long
+    # as its traceback: until then the file would stay locked.
+    if in_greenlet():
+        with contextlib.suppress(Exception, asyncio.CancelledError):
+            await_only(asyncio.shield(connection.driver_connection.rollback()))

@@ -18,6 +18,9 @@ from typing import Any
 
 SETTINGS = {"max_connections": 200, "fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
+ROOM = 4 * 1024**3
+"""Bytes. A run of all tests takes less than half of it."""
+
 # PostgreSQL removes postmaster.pid as the last thing that it does.
 GUARD = """
 cat
@@ -36,7 +39,7 @@ def postgres(*, address: str = "", within: Sequence[str] = ()) -> Iterator[str]:
     """
     identity = unprivileged()
     binaries = find_binaries(identity)
-    root = Path(tempfile.mkdtemp(prefix="qk-pg-"))  # short, since a socket's path has about 100 characters
+    root = Path(tempfile.mkdtemp(prefix="qk-pg-", dir=memory()))  # short: a socket's path has about 100 characters
     try:
         if identity:
             os.chown(root, identity["user"], identity["group"])
@@ -58,6 +61,13 @@ def postgres(*, address: str = "", within: Sequence[str] = ()) -> Iterator[str]:
             yield f"postgresql+asyncpg://postgres@/postgres?host={root}"
     finally:
         shutil.rmtree(root, ignore_errors=True)
+
+
+def memory() -> Path | None:
+    """A folder in memory with room for a run, where there is one: a database is made there in a tenth of the time."""
+    folder = Path("/dev/shm")
+    roomy = folder.is_dir() and os.access(folder, os.W_OK) and shutil.disk_usage(folder).free > ROOM
+    return folder if roomy else None
 
 
 def unprivileged() -> dict[str, Any]:

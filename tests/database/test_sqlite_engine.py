@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import itertools
 import sqlite3
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from queue_kit import ConfigurationError, _sqlite, sqlite_engine
+from queue_kit import ConfigurationError, NewJob, _sqlite, add_jobs, sqlite_engine
 from queue_kit._store import Store
 from queue_kit._transactions import Transactions
 
@@ -136,3 +137,31 @@ async def test_a_cancelled_statement_that_fails_is_not_reported_by_anybody(sqlit
     await store.dispose()
     await engine.dispose()
     assert reported == []
+
+
+@pytest.mark.parametrize("jobs", [1, 1_000])
+@pytest.mark.parametrize("answers", range(1, 6))
+async def test_a_cancelled_transaction_leaves_no_lock_though_its_traceback_lives(
+    sqlite_path, monkeypatch, answers, jobs
+):
+    engine = sqlite_engine(sqlite_path, busy_timeout=0.5)
+    counted = itertools.count(1)
+
+    def answer(future: asyncio.Future[object], result: object) -> None:
+        """What the driver's thread calls in the loop: at one of the answers the task is cancelled instead."""
+        if next(counted) == answers:
+            adding.cancel()
+        elif not future.done():
+            future.set_result(result)
+
+    async with engine.connect():
+        pass
+    monkeypatch.setattr("aiosqlite.core.set_result", answer)
+    adding = asyncio.create_task(add_jobs(engine, [NewJob("tick")] * jobs))
+    with pytest.raises(asyncio.CancelledError) as held:
+        await adding
+    monkeypatch.undo()
+    async with engine.begin() as connection:
+        assert await connection.scalar(text("SELECT count(*) FROM queue_kit_job")) == 0
+    assert held.tb is not None
+    await engine.dispose()

@@ -7,10 +7,10 @@ COMMAND is one of the command line's.
 import sys
 from pathlib import Path
 
-from queue_kit import cli, migrate
+from queue_kit import _revisions, cli, migrate
 
 folder, lock_timeout, command = sys.argv[1:]
 migrate.VERSION = 3
-migrate.LOCK_TIMEOUT = lock_timeout
-migrate.script_location = lambda: Path(folder)
+_revisions.LOCK_TIMEOUT = lock_timeout
+_revisions.script_location = lambda: Path(folder)
 cli.main([command], prog_name="queue-kit")

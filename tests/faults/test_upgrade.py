@@ -19,7 +19,17 @@ from click.testing import CliRunner
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from queue_kit import ConfigurationError, Handlers, JobRow, JobState, QueueWorker, SchemaMismatch, add_job, migrate
+from queue_kit import (
+    ConfigurationError,
+    Handlers,
+    JobRow,
+    JobState,
+    QueueWorker,
+    SchemaMismatch,
+    _revisions,
+    add_job,
+    migrate,
+)
 from queue_kit.cli import main
 from tests.conftest import engine_for
 from tests.database.running import job_in, raw
@@ -138,7 +148,7 @@ async def test_u1_a_migration_in_an_applications_history_has_a_bound_too_and_lea
     pg_engine, following_on_postgres, monkeypatch, own, taken
 ):
     monkeypatch.setattr(migrate, "VERSION", 3)
-    monkeypatch.setattr(migrate, "script_location", lambda: following_on_postgres.folder)
+    monkeypatch.setattr(_revisions, "script_location", lambda: following_on_postgres.folder)
 
     def revision(connection: Connection) -> None:
         migrate.upgrade_in_revision(Operations(MigrationContext.configure(connection)), to=3)
@@ -294,7 +304,7 @@ async def test_u4_a_downgrade_between_versions_keeps_every_job(engine, following
     ids = [await job_in(engine, state) for state in ("scheduled", "ready", "running", "failed")]
     assert (await following.run()).status == 0
     monkeypatch.setattr(migrate, "VERSION", 3)
-    monkeypatch.setattr(migrate, "script_location", lambda: following.folder)
+    monkeypatch.setattr(_revisions, "script_location", lambda: following.folder)
     await migrate.downgrade(engine, to=2)
     assert (await migrate.schema_version(engine), await has_half(engine)) == (2, False)
     assert await raw(engine, "SELECT id FROM queue_kit_job ORDER BY id") == [(job_id,) for job_id in ids]

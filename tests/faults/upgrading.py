@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import NamedTuple
 
-from queue_kit import migrate
+from queue_kit import _revisions, migrate
 
 HERE = Path(__file__).parent
 
@@ -27,7 +27,7 @@ class Next:
 
     def __init__(self, folder: Path, url: str) -> None:
         self.folder = shutil.copytree(
-            migrate.script_location(), folder / "revisions", ignore=shutil.ignore_patterns("__pycache__")
+            _revisions.script_location(), folder / "revisions", ignore=shutil.ignore_patterns("__pycache__")
         )
         shutil.copy(HERE / "revision_0003.py", self.folder / "versions" / "0003_next.py")
         self._url = url
