@@ -110,12 +110,12 @@ class Claims:
         now = time.monotonic()
         if rested:
             self._turn_ends = now + TURN
-        if self._window and now < self._turn_ends and self._ready():
+        held = len(self._window)
+        if held and now < self._turn_ends and self._ready():
             self.delivered += 1
-            job = self._window.pop()
-            if len(self._window) < self._low:
+            if held <= self._low:
                 self._hungry.set()
-            return job
+            return self._window.pop()
         return await self._wait()
 
     async def _wait(self) -> Claimed | None:

@@ -94,7 +94,7 @@ class _Draft(Generic[T]):
 
     def __init__(
         self,
-        id: int,
+        id: int,  # noqa: A002
         name: str,
         data: T,
         priority: int,
