@@ -36,7 +36,7 @@ _START_TIMEOUT = 60.0  # seconds; a process imports the program's main module fi
 _unbounded: Any = nullcontext()  # for anyio, whose own limiters let other tasks run before they let one in
 
 
-class _Slots:
+class Slots:
     """A bound of its own for each event loop."""
 
     def __init__(self, size: object, field: str) -> None:
@@ -55,8 +55,8 @@ class _Slots:
         return self._semaphores[loop]
 
 
-_threads = _Slots(min(32, (os.cpu_count() or 1) + 4), "max_threads")
-_processes = _Slots(os.cpu_count() or 1, "max_processes")
+_threads = Slots(min(32, (os.cpu_count() or 1) + 4), "max_threads")
+_processes = Slots(os.cpu_count() or 1, "max_processes")
 
 
 def in_thread(fn: Callable[[Event, Job[T]], object], *, max_threads: int | None = None) -> AsyncHandler[T]:
@@ -73,7 +73,7 @@ def in_thread(fn: Callable[[Event, Job[T]], object], *, max_threads: int | None 
     >>> handler = in_thread(render)
     """
     _check(fn, "in_thread", "event", "job")
-    slots = _threads if max_threads is None else _Slots(max_threads, "max_threads")
+    slots = _threads if max_threads is None else Slots(max_threads, "max_threads")
 
     async def handler(event: Event, session: Any, job: Job[T]) -> None:  # noqa: ARG001 - as every handler
         context = copy_context()
@@ -101,7 +101,7 @@ async def _run_thread(slots: asyncio.Semaphore, call: Callable[[], object], name
     except BaseException:
         slots.release()
         raise
-    error = await _end_of(ended)
+    error = await end_of(ended)
     if isinstance(error, Exception):
         raise error
     if error is not None:  # raised as it is in a task, SystemExit would end the event loop
@@ -116,7 +116,7 @@ def _raised_by(call: Callable[[], object]) -> BaseException | None:
     return None
 
 
-async def _end_of(ended: asyncio.Future[R], cancel: Callable[[], object] = lambda: None) -> R:
+async def end_of(ended: asyncio.Future[R], cancel: Callable[[], object] = lambda: None) -> R:
     """Wait for the end, also when cancelled, however often; a cancellation is passed on after it."""
     cancelled: tuple[object, ...] | None = None
     while not ended.done():
@@ -146,7 +146,7 @@ def in_process(fn: Callable[[T], object], *, max_processes: int | None = None) -
     """
     _check(fn, "in_process", "data")
     module, name = _address(fn)
-    slots = _processes if max_processes is None else _Slots(max_processes, "max_processes")
+    slots = _processes if max_processes is None else Slots(max_processes, "max_processes")
 
     async def handler(event: Event, session: Any, job: Job[T]) -> None:  # noqa: ARG001 - as every handler
         _address(fn)  # `crunch = in_process(crunch)` has passed above, but the process would find the handler
@@ -180,7 +180,7 @@ async def _run_process(module: str, name: str, data: object) -> _Failure | None:
         stopped = True
 
     running = asyncio.create_task(run(), name=f"queue_kit: process for {name}")
-    return await _end_of(running, stop)
+    return await end_of(running, stop)
 
 
 def _call(module: str, name: str, data: object) -> _Failure | None:

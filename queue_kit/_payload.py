@@ -110,7 +110,11 @@ def payload_of(function: Callable[..., object]) -> Payload:
             f"the third parameter of {getattr(function, '__qualname__', function)!s} is the job: annotate it as "
             f"Job[...] with the payload's type, not as {_named(annotation)}; the order is (event, session, job)"
         )
-    type_ = get_args(annotation)[0] if get_origin(annotation) is Job else dict
+    return payload_for(get_args(annotation)[0] if get_origin(annotation) is Job else dict)
+
+
+def payload_for(type_: Any) -> Payload:
+    """The payload of a type: JSON that needs no reading for `dict` and `Any`, else what pydantic makes of it."""
     if type_ is Any:
         return JsonPayload(only_objects=False)
     if type_ is dict or (get_origin(type_) is dict and get_args(type_) == (str, Any)):

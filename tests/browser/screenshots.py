@@ -7,7 +7,8 @@ from typing import Literal
 from playwright.sync_api import Browser
 
 from tests.browser.seeding import Known, seed
-from tests.browser.serving import application, browsing, serving
+from tests.browser.serving import application, browsing, photographs, serving
+from tests.files.corpus import landscape, written
 
 IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"
 
@@ -29,9 +30,26 @@ def shoot(
     page.close()
 
 
+def shoot_images(browser: Browser, url: str, folder: Path) -> None:
+    """Take the picture of the example with photographs, when its variants are there."""
+    names = ("morning", "noon", "evening", "spring", "summer", "autumn")
+    for number, name in enumerate(names):
+        (folder / f"{name}.jpg").write_bytes(written(landscape(number), quality=92))
+    page = browser.new_page(viewport={"width": 1000, "height": 700})
+    page.goto(url)
+    page.set_input_files("input", [folder / f"{name}.jpg" for name in names])
+    page.wait_for_selector(f"figure:nth-of-type({len(names)})")
+    page.wait_for_timeout(8_000)  # for the pictures' placeholders and variants; the browser keeps the first for 5 s
+    page.reload(wait_until="networkidle")
+    page.screenshot(path=IMAGES / "files-images.png")
+    page.close()
+
+
 def main() -> None:
     """Take the pictures."""
     known = Known()
+    with browsing() as browser, tempfile.TemporaryDirectory() as folder, photographs(Path(folder)) as address:
+        shoot_images(browser, address, Path(folder))
     with (
         tempfile.TemporaryDirectory() as folder,
         serving(application(Path(folder) / "queue.db", lambda engine: seed(engine, known), title="shop")) as base,

@@ -1,12 +1,15 @@
-"""A dashboard on a port of this machine, served by a thread, and a browser to look at it."""
+"""A dashboard, or an example, on a port of this machine, served by a thread, and a browser to look at it."""
 
 import contextlib
+import importlib.util
+import os
 import shutil
 import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import uvicorn
 from playwright.sync_api import Browser, sync_playwright
@@ -20,6 +23,7 @@ from queue_kit.dashboard import Access, dashboard
 CHROMIUM = shutil.which("chromium")
 ELSEWHERE = "queue.test"
 PREFIX = "/admin/queue"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 def application(path: Path, seed: Callable[[AsyncEngine], Awaitable[None]], **options: Any) -> Starlette:
@@ -52,6 +56,19 @@ def serving(app: Any) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join()
+
+
+@contextlib.contextmanager
+def photographs(folder: Path) -> Iterator[str]:
+    """The example of the file store, with its files in a folder."""
+    spec = importlib.util.spec_from_file_location("images_example", EXAMPLES / "images.py")
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    settings = {"DATABASE_URL": f"sqlite:///{folder / 'images.db'}", "IMAGES": f"{folder / 'uploads'}"}
+    with mock.patch.dict(os.environ, settings), serving(example.create_app()) as address:
+        yield address.removesuffix(PREFIX)
 
 
 @contextlib.contextmanager

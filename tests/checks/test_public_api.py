@@ -19,10 +19,17 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 import queue_kit
+import queue_kit.contrib.files.aiohttp
+import queue_kit.contrib.files.starlette
+import queue_kit.contrib.sessions.aiohttp
+import queue_kit.contrib.sessions.fastapi
+import queue_kit.contrib.sessions.starlette
 from queue_kit import dashboard, migrate, testing
+from queue_kit.contrib import files, sessions
 from queue_kit.telemetry import metrics, queue_state, tracing
 
-MODULES = (dashboard, migrate, metrics, queue_state, testing, tracing)
+FRAMEWORKS = (files.aiohttp, files.starlette, sessions.aiohttp, sessions.fastapi, sessions.starlette)
+MODULES = (dashboard, files, metrics, migrate, queue_state, sessions, testing, tracing, *FRAMEWORKS)
 SNAPSHOT = Path(__file__).with_name("api.txt")
 
 

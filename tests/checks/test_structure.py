@@ -16,7 +16,12 @@ PACKAGE = CHECKOUT / "queue_kit"
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
 MODULES = sorted([*PACKAGE.rglob("*.py"), *(CHECKOUT / "alembic").rglob("*.py")])
 
-PARTS = {"pydantic_core": "pydantic", "opentelemetry": "opentelemetry_api"}
+PARTS = {
+    "pydantic_core": "pydantic",
+    "opentelemetry": "opentelemetry_api",
+    "PIL": "pillow",
+    "jwt": "pyjwt",
+}
 """Modules that are not called as the dependency that they come with: which one."""
 
 
@@ -52,7 +57,7 @@ def test_what_is_imported_is_declared_and_the_reverse():
     imported = {PARTS.get(name, name) for name in imports()}
     # SQLAlchemy imports asyncpg when it makes an engine, zoneinfo reads tzdata on Windows.
     assert imported - optional() | {"asyncpg", "tzdata"} == declared
-    assert {"prometheus_client", "opentelemetry_api", "starlette", "jinja2", "uvicorn"} <= imported
+    assert {"prometheus_client", "opentelemetry_api", "starlette", "jinja2", "uvicorn", "pyjwt"} <= imported
 
 
 @pytest.mark.parametrize("module", ["queue_kit", "queue_kit.cli"])
@@ -98,6 +103,10 @@ def test_the_version_is_said_once():
     [
         ("queue_kit.dashboard", "starlette", "dashboard"),
         ("queue_kit.dashboard", "jinja2", "dashboard"),
+        ("queue_kit.contrib.sessions", "jwt", "sessions"),
+        ("queue_kit.contrib.files", "obstore", "files"),
+        ("queue_kit.contrib.files", "PIL", "files"),
+        ("queue_kit.contrib.files", "jwt", "files"),
         ("queue_kit.telemetry.metrics", "prometheus_client", "metrics"),
         ("queue_kit.telemetry.queue_state", "prometheus_client", "metrics"),
         ("queue_kit.telemetry.tracing", "opentelemetry", "tracing"),

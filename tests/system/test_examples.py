@@ -19,6 +19,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from queue_kit import JobRow, JobState, list_jobs
+from tests.database.session_stores import move_back
+from tests.files.corpus import landscape, written
 from tests.support import count_jobs, move, until
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -323,6 +325,33 @@ async def test_fastapi(database_url: str, engine: AsyncEngine, monkeypatch: pyte
     assert job.state == JobState.completed
 
 
+async def test_images(database_url: str, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("IMAGES", str(tmp_path / "uploads"))
+    app = imported("images", monkeypatch).create_app()
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+    ):
+        answer = await client.post("/images", params={"name": "hills.jpg"}, content=written(landscape(1), quality=95))
+        assert answer.status_code == 201
+        address = f"/images/{answer.json()['id']}"
+
+        async def shown(accept: str) -> bool:
+            image = await client.get(address, params={"w": 300}, headers={"Accept": accept})
+            return bool(image.headers["Content-Type"] == "image/avif" and len(image.content) < 20_000)
+
+        await until(lambda: shown("image/avif,image/webp,*/*;q=0.8"))
+        page = (await client.get("/")).text
+        assert 'alt="hills.jpg"' in page
+        assert "background-image: url(data:image/jpeg;base64," in page
+        assert (await client.post(f"{address}/turn")).status_code == 204
+        assert (await client.delete(address)).status_code == 204
+        assert (await client.get(address)).status_code == 404
+        assert (await client.post("/images", params={"name": "x.jpg"}, content=b"<svg/>")).status_code == 415
+
+
 async def test_aiohttp(database_url: str, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", database_url)
     module = imported("aiohttp_app", monkeypatch)
@@ -342,3 +371,43 @@ async def test_aiohttp(database_url: str, engine: AsyncEngine, monkeypatch: pyte
         assert len(await query(engine, "SELECT id FROM aiohttp_order")) == 1
     (job,) = await list_jobs(engine)
     assert job.state == JobState.completed
+
+
+async def test_sessions(
+    database_url: str, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("SESSION_KEY", "one secret of the environment, long enough")
+    app = imported("sessions", monkeypatch).create_app()
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+    ):
+
+        async def post(path: str, token: str | None = None, **body: str) -> httpx.Response:
+            headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+            return await client.post(path, json=body, headers=headers)
+
+        assert (await post("/log-in", name="ada", password="guessed")).status_code == 401
+        answer = await post("/log-in", name="ada", password="engine")
+        assert answer.headers["cache-control"] == "no-store"
+        first = answer.json()
+        puts = [post("/cart", first["access_token"], name=item) for item in ("tea", "milk", "sugar")]
+        assert {each.status_code for each in await asyncio.gather(*puts)} == {200}
+        assert (await client.get("/cart")).headers["www-authenticate"] == 'Bearer realm="shop"'
+
+        second = (await post("/refresh", refresh_token=first["refresh_token"])).json()
+        assert (await post("/refresh", refresh_token=first["refresh_token"])).json() == second
+        cart = await client.get("/cart", headers={"Authorization": f"Bearer {second['access_token']}"})
+        assert (cart.json()["user"], sorted(cart.json()["items"])) == ("ada", ["milk", "sugar", "tea"])
+        assert (await post("/cart", first["access_token"], name="late")).status_code == 401
+
+        await move_back(engine, rotated_at=16)
+        with caplog.at_level("WARNING", "queue_kit.job"):
+            assert (await post("/refresh", refresh_token=first["refresh_token"])).status_code == 401
+            await until(lambda: "a refresh token of it came again" in caplog.text)
+        assert (await post("/log-out", second["access_token"])).status_code == 401
+
+        third = (await post("/log-in", name="ada", password="engine")).json()
+        assert (await post("/log-out", third["access_token"])).status_code == 204
+        assert (await post("/log-out", third["access_token"])).status_code == 401

@@ -4,7 +4,7 @@ error: both checkers complain about an ignore that is not needed."""
 
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, assert_type
 from uuid import UUID
@@ -60,6 +60,16 @@ from queue_kit import (
     retry_job,
     sqlite_engine,
 )
+from queue_kit.contrib.sessions import (
+    LeakReport,
+    SessionStore,
+    SigningKey,
+    TokenAges,
+    TokenPair,
+    session_jobs,
+)
+from queue_kit.contrib.sessions import Session as StoredSession
+from queue_kit.contrib.sessions.fastapi import SessionBearer, load_session
 from queue_kit.dashboard import Access, dashboard
 from queue_kit.testing import assert_enqueued, drain, enqueued, move_clock, rolled_back, run_handler
 
@@ -425,6 +435,44 @@ async def rows(session: AsyncSession) -> None:
     await session.execute(delete(JobRow).where(JobRow.is_complete, JobRow.priority > 3))
 
     _ = row.attempts  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType]
+
+
+# --- sessions ---------------------------------------------------------------------------------------------------------
+
+
+store_keys = [SigningKey("2026-11", "x" * 32)]
+store = SessionStore(Email, keys=store_keys, issuer="shop", ages=TokenAges(access=300))
+assert_type(session_jobs(store, max_revoked_age_in_days=30, use_dump=True), Handlers)
+by_age = SessionStore(
+    dict[str, Any], keys=store_keys, issuer="shop", ages=lambda session: TokenAges(refresh=session.data["age"])
+)
+
+
+def refused() -> None:
+    SessionStore(Email, keys=[], issuer="shop", algorithm="RS256")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    SessionStore(Email, keys=[])  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+async def log_in(session: AsyncSession, engine: AsyncEngine, request: Request) -> None:
+    assert_type(await store.create(session, Email(to="a@b.c")), TokenPair)
+    await store.create(session, {"to": "a@b.c"})  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    found = await store.get(engine, "token")
+    assert_type(found, StoredSession[Email])
+    assert_type(found.data, Email)
+    found.data = Email(to="c@d.e")  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+    assert_type(await store.update(engine, replace(found, data=Email(to="c@d.e"))), StoredSession[Email])
+    assert_type(await store.refresh_tokens(engine, "token"), TokenPair)
+    await store.invalidate(engine, found)
+    await store.invalidate(engine, found.id)
+    assert_type(await store.cleanup(engine, 30, limit=10_000), int)
+    assert_type(await load_session(request, store, engine), StoredSession[Email])
+    bearer = SessionBearer(store, lambda request: engine)
+    assert_type(await bearer(request), StoredSession[Email])
+
+
+@jobs.handler("queue_kit.session_store.potential_leaked_session")
+async def report_leak(event: Event, session: AsyncSession, job: Job[LeakReport]) -> None:
+    assert_type(job.data.refreshed_at, tuple[datetime, ...])
 
 
 # --- in an application's tests ----------------------------------------------------------------------------------------

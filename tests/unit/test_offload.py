@@ -150,7 +150,7 @@ async def test_never_more_threads_than_slots_even_when_their_waiters_are_gone() 
 
 
 async def test_threads_of_one_loop_share_a_bound_unless_they_have_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_offload, "_threads", _offload._Slots(1, "max_threads"))
+    monkeypatch.setattr(_offload, "_threads", _offload.Slots(1, "max_threads"))
     gate = Gate()
     one, two, own = in_thread(gate.function()), in_thread(gate.function()), in_thread(gate.function(), max_threads=1)
     tasks = [start(one, "one")]
@@ -345,7 +345,7 @@ print("over")
 
 
 def test_slots_of_closed_loops_are_forgotten() -> None:
-    slots = _offload._Slots(1, "max_threads")
+    slots = _offload.Slots(1, "max_threads")
 
     async def contend() -> asyncio.Semaphore:
         assert slots.here() is slots.here()
@@ -749,7 +749,7 @@ async def test_never_more_processes_than_slots(tmp_path: Path) -> None:
 
 
 async def test_processes_of_one_loop_share_a_bound(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(_offload, "_processes", _offload._Slots(1, "max_processes"))
+    monkeypatch.setattr(_offload, "_processes", _offload.Slots(1, "max_processes"))
     async with hanging(in_process(act), tmp_path):
         other = start(in_process(typed), Order(5))
         await turns()
