@@ -678,6 +678,20 @@ async def test_cleanups_at_once_leave_no_empty_session(engine):
     assert await left(engine) == (0, 0)
 
 
+async def test_of_two_cleanups_that_share_a_session_the_last_one_deletes_it(engine):
+    store = cart_store()
+    pair = await store.create(engine, Cart())
+    await store.refresh_tokens(engine, pair.refresh_token)
+    await store.invalidate(engine, pair.session_id)
+    async with engine.connect() as first:
+        assert await store.cleanup(first, 0, limit=1) == 1
+        second = asyncio.create_task(store.cleanup(engine, 0, limit=1))
+        await asyncio.wait({second}, timeout=0.3)  # it has the other pair, and must not end before the first one
+        await first.commit()
+    assert await second == 1
+    assert await left(engine) == (0, 0)
+
+
 async def test_the_cleanup_job_deletes_all_there_is(engine, monkeypatch):
     monkeypatch.setattr("queue_kit.contrib.sessions.jobs.BATCH", 2)
     store = cart_store()
