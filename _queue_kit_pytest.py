@@ -59,10 +59,10 @@ def _queue_kit_databases(
 
 
 @pytest.fixture(scope="session")
-def _queue_kit_shared_url(_queue_kit_databases: Any) -> Iterator[str]:
-    """The URL of the one database of this process in which every test is rolled back."""
-    with _queue_kit_databases.fresh() as url:
-        yield url
+def _queue_kit_shared_database(_queue_kit_databases: Any) -> Iterator[Any]:
+    """The one database of this process in which every test is rolled back."""
+    with _queue_kit_databases.shared() as shared:
+        yield shared
 
 
 @pytest.fixture
@@ -81,14 +81,19 @@ def queue_kit_engine(queue_kit_database_url: str) -> Any:
 
 
 @async_fixture
-async def queue_kit_connection(_queue_kit_shared_url: str) -> AsyncIterator[Any]:
+async def queue_kit_connection(_queue_kit_shared_database: Any) -> AsyncIterator[Any]:
     """An `AsyncConnection` whose transaction is rolled back after the test, as by `rolled_back`. Its database is that
-    of the process: to roll back takes a hundredth of the time that a database takes."""
+    of the process: to roll back takes a hundredth of the time that a database takes. A test that has ended the
+    transaction gets an error, and the tests after it another database."""
     from queue_kit.testing import rolled_back
     from queue_kit.testing._databases import engine_for
 
-    async with rolled_back(engine_for(_queue_kit_shared_url)) as connection:
-        yield connection
+    try:
+        async with rolled_back(engine_for(_queue_kit_shared_database.url)) as connection:
+            yield connection
+    except BaseException:
+        _queue_kit_shared_database.spoil()
+        raise
 
 
 @async_fixture

@@ -20,9 +20,6 @@ GUARD = "queue_kit.guard"
 class Guard(Protocol):
     """What stands between a session and its database."""
 
-    def enter(self) -> None:
-        """A connection is about to be taken."""
-
     def begun(self, connection: Connection) -> None:
         """A transaction began, or a savepoint in it."""
 
@@ -31,9 +28,6 @@ class Guard(Protocol):
 
     def ended(self) -> None:
         """The transaction is over."""
-
-    def may_close(self) -> None:
-        """It is about to be closed."""
 
 
 class LazySession(AsyncSession):
@@ -64,26 +58,6 @@ class LazySession(AsyncSession):
 class FencedSession(Session):
     """The session beneath a handler's `AsyncSession`, unless `session_factory` makes others. Its listeners are those of
     the class: to add them to each session takes longer (170 us) than all the rest of a small job."""
-
-    def get_bind(self, *args: Any, **kw: Any) -> Any:
-        if (guard := guard_of(self)) is not None:
-            guard.enter()
-        return super().get_bind(*args, **kw)
-
-    def close(self) -> None:
-        if (guard := guard_of(self)) is not None:
-            guard.may_close()
-        super().close()
-
-    def reset(self) -> None:
-        if (guard := guard_of(self)) is not None:
-            guard.may_close()
-        super().reset()
-
-    def invalidate(self) -> None:
-        if (guard := guard_of(self)) is not None:
-            guard.may_close()
-        super().invalidate()
 
 
 def guard_of(session: Session) -> Guard | None:

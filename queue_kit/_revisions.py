@@ -5,7 +5,6 @@ of the schema (the queue; what an extra adds) has revisions and a version table 
 so that each way of migrating goes on from the others.
 """
 
-import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +27,6 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from queue_kit.errors import ConfigurationError
 
@@ -36,9 +34,6 @@ LOCK_TIMEOUT = "3s"
 """How long a migration waits for a table's lock on PostgreSQL: all that queues behind it waits as long."""
 
 _MIGRATION_LOCK = 0x71_6B_6D_69_67_72  # an arbitrary number, the same in every process: "qkmigr"
-_ASK_FOR_TURN = text(f"SELECT pg_try_advisory_lock({_MIGRATION_LOCK + 1})")  # to build indexes
-_GIVE_UP_TURN = text(f"SELECT pg_advisory_unlock({_MIGRATION_LOCK + 1})")
-_IS_VALID = text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +70,11 @@ class Part:
         scripts = ScriptDirectory(script_location(), version_locations=[str(script_location() / self.folder)])
         return scripts.get_revision(f"{version:04d}").module
 
+    def indexes(self, version: int) -> Mapping[str, str]:
+        """What a revision says can be built before it, while the tables are in use: names to `table (columns) ...`."""
+        found: Mapping[str, str] = getattr(self.revision(version), "INDEXES", {})
+        return found
+
 
 def version_table(name: str, metadata: MetaData) -> Table:
     """A table like the one in which Alembic keeps the version."""
@@ -92,31 +92,6 @@ def script_location() -> Path:
         if (folder / "env.py").is_file():
             return folder
     raise ConfigurationError("queue_kit's migrations were not found beside or inside the package; install it again")
-
-
-async def build_indexes(engine: AsyncEngine, part: Part, version: int) -> None:
-    """Build what a revision names in `INDEXES` (name to `table (columns) WHERE ...`) while the tables are in use.
-
-    The revision itself creates them `IF NOT EXISTS`, for the ways that cannot do this. What a killed run has left half
-    built is dropped first. Who waits for the turn asks again and again, each time in a transaction of its own: a
-    statement that waits is one that CREATE INDEX CONCURRENTLY waits for.
-    """
-    if version == 1 or engine.dialect.name != "postgresql":
-        return
-    indexes: Mapping[str, str] = getattr(part.revision(version), "INDEXES", {})
-    async with engine.connect() as connection:
-        await connection.execution_options(isolation_level="AUTOCOMMIT")
-        while not await connection.scalar(_ASK_FOR_TURN):  # noqa: ASYNC110 - another process has it
-            await asyncio.sleep(0.2)
-        try:
-            for name, on in indexes.items():
-                valid = await connection.scalar(_IS_VALID, {"name": name})
-                if valid is False:
-                    await connection.exec_driver_sql(f"DROP INDEX CONCURRENTLY {name}")
-                if not valid:
-                    await connection.exec_driver_sql(f"CREATE INDEX CONCURRENTLY {name} ON {on}")
-        finally:
-            await connection.execute(_GIVE_UP_TURN)
 
 
 def take_turn(connection: Connection) -> None:

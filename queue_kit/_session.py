@@ -23,8 +23,8 @@ from sqlalchemy.orm import Session
 
 from queue_kit._begin import begin
 from queue_kit._commits import Commits
+from queue_kit._error_record import chain
 from queue_kit._lazy_session import GUARD, FencedSession, LazySession, listen
-from queue_kit._run import chain
 from queue_kit._statements import database, fencing
 from queue_kit._transient import is_connection_lost, is_server_trouble
 from queue_kit.enqueue import HELD_JOB
@@ -105,11 +105,11 @@ class HandlerSession:
         self._fence = fencing.fence(self._claimed.job.id, self._setting.worker_id, self._claimed.claim_no)
         sync.info[HELD_JOB] = (self._claimed.unique_key, self._fence)
         sync.info[GUARD] = self
+        self._get_bind = sync.get_bind
+        sync.get_bind = self._gated_bind  # type: ignore[method-assign]
+        for closing in ("close", "reset", "invalidate"):
+            setattr(sync, closing, partial(self._close, getattr(sync, closing)))
         if not isinstance(sync, FencedSession):
-            self._get_bind = sync.get_bind
-            sync.get_bind = self.gated_bind  # type: ignore[method-assign]
-            for closing in ("close", "reset", "invalidate"):
-                setattr(sync, closing, partial(self._close, getattr(sync, closing)))
             listen(sync)
 
     @property
@@ -153,16 +153,13 @@ class HandlerSession:
             self._release()
 
     def _close(self, close: Callable[[], None]) -> None:
-        self.may_close()
-        close()
-
-    def may_close(self) -> None:
         """Refuse to close the session for its handler: what it wrote would be lost, and the job completed without."""
         if not self._closing:
             raise InvalidRequestError(
                 "a handler's session is closed by its worker: leave out close() and `async with session`; commit() "
                 "keeps what is done so far, rollback() undoes it"
             )
+        close()
 
     @property
     def busy(self) -> bool:
@@ -221,12 +218,12 @@ class HandlerSession:
 
     # --- the gate -----------------------------------------------------------------------------------------------------
 
-    def gated_bind(self, *args: Any, **kw: Any) -> Any:
+    def _gated_bind(self, *args: Any, **kw: Any) -> Any:
         """Every statement asks for its bind before it connects: the one place to wait before a connection is taken."""
-        self.enter()
+        self._enter()
         return self._get_bind(*args, **kw)
 
-    def enter(self) -> None:
+    def _enter(self) -> None:
         """Wait for a place at the gate, unless there is one already."""
         self._refuse_when_killed()
         if self._entering:  # it would wait for a place that this same session is about to get

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, event, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from queue_kit._connecting import connect_whole
 from queue_kit._link import in_a_line
 from queue_kit._patience import Patience
 
@@ -71,7 +72,7 @@ class Listener:
         self._broken.clear()
         # Twice: a cancelled ping of the pool goes on to roll back, on a connection that may never answer.
         async with Patience(PROBE_TIMEOUT + 1.0), Patience(PROBE_TIMEOUT):
-            connection = await self._engine.connect()
+            connection = await connect_whole(self._connect(), close=lambda made: made.close())
         driver: Any = None
         try:
             async with Patience(PROBE_TIMEOUT):
@@ -89,6 +90,9 @@ class Listener:
             await self._probe(driver)
         finally:
             await self._discard(connection, driver)
+
+    async def _connect(self) -> AsyncConnection:
+        return await self._engine.connect()
 
     async def _make_sure_that_it_hears(self, driver: Any) -> None:
         """Raise `_Deaf` when the NOTIFY of another connection does not arrive."""

@@ -15,6 +15,7 @@ from sqlalchemy.engine.interfaces import ReflectedColumn
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from queue_kit import _revisions
+from queue_kit._indexes import build_beside_writers
 from queue_kit._revisions import Part
 from queue_kit._statements import database
 from queue_kit.errors import ConfigurationError, SchemaMismatch
@@ -177,7 +178,8 @@ async def upgrade(engine: AsyncEngine, extras: Iterable[str] = ()) -> None:
         async with engine.connect() as connection:
             found = await connection.run_sync(part.current)
         for version in range(min(found + 1, part.version), part.version + 1):
-            await _revisions.build_indexes(engine, part, version)
+            if version > 1 and engine.dialect.name == "postgresql":
+                await build_beside_writers(engine, part.indexes(version))
             await _migrate(engine, part, version, down=False)
 
 

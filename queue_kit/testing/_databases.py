@@ -10,7 +10,7 @@ import itertools
 import shutil
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 from uuid import uuid4
@@ -59,6 +59,12 @@ class Databases:
         finally:
             _in_a_thread(self._remove(place))
 
+    @contextmanager
+    def shared(self) -> Iterator["SharedDatabase"]:
+        """One copy for all tests that are rolled back."""
+        with ExitStack() as copy:
+            yield SharedDatabase(lambda: copy.enter_context(self.fresh()), copy.close)
+
     def _place(self, what: str) -> str:
         return f"{self._name}_{what}"
 
@@ -105,6 +111,26 @@ class Databases:
         engine = create_async_engine(self._server, isolation_level="AUTOCOMMIT", poolclass=NullPool)
         async with engine.connect() as connection:
             await connection.exec_driver_sql(command)
+
+
+class SharedDatabase:
+    """The database of tests that are rolled back; another one after a test that was not."""
+
+    def __init__(self, make: Callable[[], str], drop: Callable[[], None]) -> None:
+        self._make, self._drop = make, drop
+        self._url: str | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it is; made when first asked for."""
+        if self._url is None:
+            self._url = self._make()
+        return self._url
+
+    def spoil(self) -> None:
+        """Drop it: something was committed to it."""
+        self._url = None
+        self._drop()
 
 
 def engine_for(url: str) -> AsyncEngine:

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias, TypeVar
 from uuid import uuid4
 
 from sqlalchemy import Connection, Executable, Row
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from queue_kit._store import Store
@@ -19,6 +20,9 @@ Transaction: TypeAlias = AsyncSession | AsyncConnection
 LEASE = 30.0
 """Seconds; nobody renews it here, since a job is settled before the next one is claimed."""
 
+_MARK = "queue_kit_testing"
+"""A savepoint at the beginning of a transaction that is to be rolled back."""
+
 
 @asynccontextmanager
 async def rolled_back(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
@@ -26,7 +30,7 @@ async def rolled_back(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
 
     It is in a savepoint already, so that a plain `AsyncSession(connection)` commits to, and rolls back to, a savepoint
     of its own: that is SQLAlchemy's default for a connection that is in one. Raises `AssertionError` in the end when
-    something has committed or rolled back the connection itself.
+    something has committed or rolled back the connection itself, by its methods or by sending the text `COMMIT`.
 
     >>> async def test_order(engine):
     ...     async with rolled_back(engine) as connection, AsyncSession(connection) as session:
@@ -35,16 +39,27 @@ async def rolled_back(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     """
     async with engine.connect() as connection:
         transaction = await connection.begin()
+        await connection.exec_driver_sql(f"SAVEPOINT {_MARK}")
         await connection.begin_nested()
         try:
             yield connection
-            if not transaction.is_active:
+            if not (transaction.is_active and await _is_marked(connection)):
                 raise AssertionError(
                     "the transaction that was to be rolled back is over: something has called commit() or rollback() "
-                    "on the connection itself, not on a session; what was committed is still there"
+                    "on the connection itself, not on a session, or has sent the text COMMIT or ROLLBACK; what was "
+                    "committed is still there"
                 )
         finally:
             await connection.rollback()
+
+
+async def _is_marked(connection: AsyncConnection) -> bool:
+    """Whether it is in the transaction that the mark was set in: SQLAlchemy does not see what a text has ended."""
+    try:
+        await connection.exec_driver_sql(f"ROLLBACK TO SAVEPOINT {_MARK}")
+    except DBAPIError:
+        return False
+    return True
 
 
 async def joined(db: Transaction, caller: str) -> AsyncConnection:

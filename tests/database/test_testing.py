@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import delete, select, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import (
     AsyncConnection,
     AsyncEngine,
@@ -399,6 +400,26 @@ async def test_the_transaction_must_outlive_the_test(engine: AsyncEngine) -> Non
     with pytest.raises(AssertionError, match="on the connection itself"):
         await transaction.__aexit__(None, None, None)
     assert await count_jobs(engine) == 1
+
+
+@pytest.mark.parametrize("sent", [["COMMIT"], ["ROLLBACK"], ["COMMIT", "BEGIN"]], ids=" ".join)
+async def test_a_transaction_that_a_text_has_ended_is_noticed(engine: AsyncEngine, sent: list[str]) -> None:
+    transaction = rolled_back(engine)
+    connection = await transaction.__aenter__()
+    await add_job(connection, "x")
+    for words in sent:
+        await connection.execute(text(words))
+    with pytest.raises(AssertionError, match="sent the text COMMIT"):
+        await transaction.__aexit__(None, None, None)
+    assert await count_jobs(engine) == sent.count("COMMIT")
+
+
+async def test_a_transaction_that_a_statement_has_failed_is_rolled_back_in_silence(engine: AsyncEngine) -> None:
+    async with rolled_back(engine) as connection:
+        await add_job(connection, "x")
+        with pytest.raises(DBAPIError):
+            await connection.execute(text("SELECT nothing FROM nowhere"))
+    assert await count_jobs(engine) == 0
 
 
 # --- the clock --------------------------------------------------------------------------------------------------------

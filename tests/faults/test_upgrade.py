@@ -8,6 +8,9 @@ next version of the library; this process is the old one.
 import asyncio
 import signal
 import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -34,7 +37,7 @@ from queue_kit.cli import main
 from tests.conftest import engine_for
 from tests.database.running import job_in, raw
 from tests.faults.running import QUICK, adding, all_complete, each_happened_once, write
-from tests.faults.upgrading import Next
+from tests.faults.upgrading import Next, builders, built, is_waited_for
 from tests.support import count_jobs, make_effects, row_of, until
 
 LEASE = 10.0
@@ -242,21 +245,6 @@ async def test_u3_a_migration_whose_connection_is_cut_half_way_leaves_nothing_an
     assert (await following_on_postgres.run()).status == 0
 
 
-async def built(engine: AsyncEngine) -> list[bool]:
-    """Whether the next version's index is valid; nothing when it is not there at all."""
-    about = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('queue_kit_job_by_name')"
-    return [row[0] for row in await raw(engine, about)]
-
-
-async def builders(engine: AsyncEngine) -> list[int]:
-    """The connections that build an index beside the writers, and wait for one of them."""
-    about = (
-        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() "
-        "AND query ILIKE 'CREATE INDEX CONCURRENTLY%' AND state = 'active' AND wait_event_type = 'Lock'"
-    )
-    return [row[0] for row in await raw(engine, about)]
-
-
 async def gone(engine: AsyncEngine, backend: int) -> bool:
     return not await raw(engine, f"SELECT 1 FROM pg_stat_activity WHERE pid = {backend}")
 
@@ -277,6 +265,10 @@ async def test_u3_an_index_that_a_killed_migration_left_half_built_is_built_agai
     again = await following_on_postgres.run()
     assert again == (0, "the schema went from version 2 to 3\n", "")
     assert await built(pg_engine) == [True]
+
+
+async def test_u3_what_the_server_still_builds_for_a_killed_migration_is_waited_for(pg_engine, following_on_postgres):
+    await is_waited_for(pg_engine, following_on_postgres)
 
 
 # --- U4 ---------------------------------------------------------------------------------------------------------------
@@ -334,7 +326,7 @@ async def test_u5_two_that_build_an_index_beside_the_writers_do_not_deadlock(pg_
         async with following_on_postgres.start() as first:
             await until(lambda: builders(pg_engine), seconds=10)
             async with following_on_postgres.start() as second:
-                await until(lambda: asks(pg_engine))
+                await until(asks_again(pg_engine))
                 assert len(await builders(pg_engine)) == 1
                 await user.rollback()
                 ends = [await first.ended(), await second.ended()]
@@ -343,10 +335,20 @@ async def test_u5_two_that_build_an_index_beside_the_writers_do_not_deadlock(pg_
     assert await raw(pg_engine, "SELECT count(*) FROM queue_kit_schema WHERE version = 3") == [(1,)]
 
 
-async def asks(engine: AsyncEngine) -> bool:
-    """Whether a migrating process asks, over and over, for its turn to build."""
-    about = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND query LIKE '%pg_try_advisory_lock%'"
-    return bool(await raw(engine, f"{about} AND pid <> pg_backend_pid()"))
+def asks_again(engine: AsyncEngine) -> Callable[[], Awaitable[bool]]:
+    """Whether a migrating process asks, over and over, for its turn to build: what it says last is that it gives up the
+    transaction in which it asked."""
+    seen: dict[int, set[datetime]] = defaultdict(set)
+
+    async def asked() -> bool:
+        about = (
+            "SELECT pid, state_change FROM pg_stat_activity WHERE datname = current_database() AND query = 'ROLLBACK;'"
+        )
+        for pid, changed in await raw(engine, f"{about} AND pid <> pg_backend_pid()"):
+            seen[pid].add(changed)
+        return any(len(times) > 3 for times in seen.values())
+
+    return asked
 
 
 async def waits(engine: AsyncEngine, pid: int) -> bool:

@@ -6,12 +6,18 @@ import asyncio
 import contextlib
 import os
 import shutil
+import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import NamedTuple
 
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
 from queue_kit import _revisions, migrate
+from tests.database.running import raw
+from tests.support import until
 
 HERE = Path(__file__).parent
 
@@ -90,3 +96,40 @@ class Running:
             output, errors = await self._process.communicate()
         assert self._process.returncode is not None
         return Ended(self._process.returncode, output.decode(), errors.decode())
+
+
+async def is_waited_for(engine: AsyncEngine, following: Next) -> None:
+    """Kill a migration while an index is built: another waits for what the server builds on, and builds nothing."""
+    async with engine.connect() as user:
+        await user.execute(text("INSERT INTO queue_kit_job (name) VALUES ('a')"))
+        async with following.start() as first:
+            (builder,) = await until(lambda: builders(engine), seconds=10)
+            first.kill()
+            assert (await first.ended()).status == -signal.SIGKILL
+        async with following.start() as second:
+            await until(lambda: looks_for_builders(engine))
+            assert await builders(engine) == [builder]
+            await user.rollback()
+            assert await second.ended() == (0, "the schema went from version 2 to 3\n", "")
+    assert await built(engine) == [True]
+
+
+async def looks_for_builders(engine: AsyncEngine) -> bool:
+    """Whether a migrating process has looked whether an index is built by somebody else."""
+    about = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    return bool(await raw(engine, f"{about} AND query LIKE '%pg_stat_progress_create_index%'"))
+
+
+async def built(engine: AsyncEngine) -> list[bool]:
+    """Whether the next version's index is valid; nothing when it is not there at all."""
+    about = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('queue_kit_job_by_name')"
+    return [row[0] for row in await raw(engine, about)]
+
+
+async def builders(engine: AsyncEngine) -> list[int]:
+    """The connections that build an index beside the writers, and wait for one of them."""
+    about = (
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() "
+        "AND query ILIKE 'CREATE INDEX CONCURRENTLY%' AND state = 'active' AND wait_event_type = 'Lock'"
+    )
+    return [row[0] for row in await raw(engine, about)]

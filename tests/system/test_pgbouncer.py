@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from queue_kit import (
+    ConfigurationError,
     CronJob,
     JobRow,
     JobState,
@@ -29,6 +30,7 @@ from queue_kit import (
 )
 from tests.conftest import Server
 from tests.database.running import Gate, listening, raw
+from tests.faults.upgrading import Next, builders, is_waited_for
 from tests.postgres import unprivileged
 from tests.support import ADD_EFFECT, Recorder, count_jobs, effects, make_effects, row_of, until
 from tests.system.crowd import crowd
@@ -263,10 +265,63 @@ async def test_a_cron_job_runs_each_of_its_ticks_once(pooled, pg_engine):
 
 async def test_the_tables_are_made_through_the_pooler(bouncer, empty_postgres_url):
     engine = create_async_engine(bouncer.url(empty_postgres_url), connect_args=NO_CACHES)
-    for _ in range(2):  # one at a time: the turn is a session's, which such a pooler does not keep
+    for _ in range(2):
         await migrate.upgrade(engine)
     assert await migrate.schema_version(engine) == migrate.VERSION
     await engine.dispose()
+
+
+@pytest.mark.parametrize("count", [2, 5])
+@pytest.mark.parametrize("pool_size", [1, 2, 20])
+async def test_migrations_at_once_build_indexes_one_after_the_other(
+    server, pg_engine, postgres_url, monkeypatch, pool_size, count
+):
+    monkeypatch.setattr("queue_kit._indexes.PATIENCE", 1.0)
+    await migrate.downgrade(pg_engine, to=1)
+    async with pgbouncer(server, default_pool_size=pool_size) as bouncer, pg_engine.connect() as user:
+        url = bouncer.url(postgres_url)
+        engines = [create_async_engine(url, connect_args=NO_CACHES) for _ in range(count)]
+        migrating = asyncio.gather(*map(migrate.upgrade, engines))
+        if pool_size > 1:  # they build beside writers
+            await user.execute(text("INSERT INTO queue_kit_job (name) VALUES ('a')"))
+            await until(lambda: builders(pg_engine), seconds=10)
+            await user.rollback()
+        async with asyncio.timeout(30):
+            await migrating
+        for engine in engines:
+            await engine.dispose()
+    assert await migrate.schema_version(pg_engine) == migrate.VERSION
+    valid = "SELECT indisvalid FROM pg_index WHERE indrelid = 'queue_kit_job'::regclass"
+    assert {made for (made,) in await raw(pg_engine, valid)} == {True}
+    names = "SELECT count(*) FROM pg_indexes WHERE indexname IN ('queue_kit_job_key', 'queue_kit_job_cancelled')"
+    assert await raw(pg_engine, names) == [(2,)]
+
+
+async def test_what_the_server_still_builds_for_a_killed_migration_is_waited_for(
+    bouncer, pg_engine, postgres_url, tmp_path
+):
+    await is_waited_for(pg_engine, Next(tmp_path, bouncer.url(postgres_url)))
+
+
+async def test_an_index_that_is_half_built_is_not_taken_for_whole(server, pg_engine, postgres_url, monkeypatch):
+    monkeypatch.setattr("queue_kit._indexes.PATIENCE", 1.0)
+    await migrate.downgrade(pg_engine, to=1)
+    await raw(pg_engine, "INSERT INTO queue_kit_job (name, status) VALUES ('a', 4), ('a', 4)")
+    direct = create_async_engine(postgres_url, isolation_level="AUTOCOMMIT")
+    async with direct.connect() as connection:
+        with pytest.raises(DBAPIError):
+            await connection.execute(
+                text("CREATE UNIQUE INDEX CONCURRENTLY queue_kit_job_cancelled ON queue_kit_job (name)")
+            )
+    await direct.dispose()
+    async with pgbouncer(server, default_pool_size=1) as bouncer:
+        engine = create_async_engine(bouncer.url(postgres_url), connect_args=NO_CACHES)
+        with pytest.raises(ConfigurationError, match="queue_kit_job_cancelled was left half built"):
+            await migrate.upgrade(engine)
+        await engine.dispose()
+    assert await migrate.schema_version(pg_engine) == 1
+    await migrate.upgrade(pg_engine)
+    assert await migrate.schema_version(pg_engine) == migrate.VERSION
 
 
 async def test_the_command_line_needs_no_arguments_for_a_pooler(bouncer, postgres_url):

@@ -16,8 +16,8 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 CONFIGURATION = "[pytest]\nasyncio_default_fixture_loop_scope = function\nfilterwarnings = error\n"
 
 
-async def run(*arguments: object, cwd: Path, **variables: str) -> str:
-    """What a run of pytest printed that has passed."""
+async def run(*arguments: object, cwd: Path, status: int = 0, **variables: str) -> str:
+    """What a run of pytest printed that ended with this status."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, arguments)]
     pipe, stdout = asyncio.subprocess.PIPE, asyncio.subprocess.STDOUT
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
@@ -30,7 +30,7 @@ async def run(*arguments: object, cwd: Path, **variables: str) -> str:
         if process.returncode is None:
             process.kill()
             await process.communicate()
-    assert process.returncode == 0, printed.decode()
+    assert process.returncode == status, printed.decode()
     return printed.decode()
 
 
@@ -74,6 +74,32 @@ async def test_committed(queue_kit_engine):
 def test_url(queue_kit_database_url):
     assert "queue_kit_test_" in queue_kit_database_url
 """
+
+
+SPOILING = """
+import pytest
+from queue_kit import add_job, list_jobs
+from sqlalchemy import text
+
+@pytest.mark.parametrize("sent", [[], ["COMMIT"], [], ["COMMIT", "BEGIN"], ["ROLLBACK"], []], ids=str)
+async def test_rolled_back(queue_kit_session, sent):
+    assert await list_jobs(queue_kit_session) == []
+    await add_job(queue_kit_session, "x")
+    for words in sent:
+        await queue_kit_session.execute(text(words))
+"""
+
+
+@pytest.mark.parametrize("on", ["postgresql", "sqlite"])
+async def test_what_one_test_commits_no_other_sees(on: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    (tmp_path / "pytest.ini").write_text("[pytest]\nasyncio_mode = auto\n" + CONFIGURATION.removeprefix("[pytest]\n"))
+    (tmp_path / "test_spoiling.py").write_text(SPOILING)
+    server = () if on == "sqlite" else ("--queue-kit-server", request.getfixturevalue("server").url)
+
+    printed = await run(*server, cwd=tmp_path, status=1)
+
+    assert "6 passed, 3 errors" in printed
+    assert printed.count("has sent the text COMMIT or ROLLBACK; what was") == 3
 
 
 async def test_pytest_asyncio_may_be_strict(tmp_path: Path) -> None:

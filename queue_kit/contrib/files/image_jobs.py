@@ -8,6 +8,7 @@ What cannot be worked on is noted on the file, so that nobody tries it again; a 
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePath
 from uuid import UUID
 
@@ -68,7 +69,7 @@ def job_file_generate_placeholder_image(store: FileStore) -> HandlerFunction[Pla
             return
         try:
             with event.span("image.placeholder"):
-                found = await store.images.placeholder(await _originals.content_of(store, original))
+                found = await store.images.placeholder(partial(_originals.content_of, store, original))
         except ImageRefused as refused:
             await _refuse(event, session, original, refused)
         else:
@@ -98,7 +99,7 @@ def job_file_transform_image(store: FileStore) -> HandlerFunction[TransformJob]:
             return
         try:
             with event.span("image.transform"):
-                made = await store.images.make(await _originals.content_of(store, original), variant)
+                made = await store.images.make(partial(_originals.content_of, store, original), variant)
         except ImageRefused as refused:
             await _refuse(event, session, original, refused)
             return
