@@ -14,7 +14,7 @@ from tests.checks.reader import Notebook, Shell, save
 from tests.checks.test_documents import blocks
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-ELSEWHERE = {"testing.md", "telemetry.md"}
+ELSEWHERE = {"testing.md", "telemetry.md", "files.md", "sessions.md"}
 """Pages that other tests run."""
 
 OLDER = {"operating.md", "dashboard.md", "scaling.md", "cli.md", "performance.md", "reliability.md"}
