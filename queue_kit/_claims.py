@@ -103,8 +103,8 @@ class Claims:
             self._give_back(job)
 
     async def next(self, *, rested: bool = True) -> Claimed | None:
-        """The next job for one puller; `None` once there will be none. One that others had no turn since it asked last
-        is not `rested`: for a while it goes on at once."""
+        """The next job for one puller; `None` once there will be none. It is `rested` when others had a turn since it
+        asked last; when it is not, it goes on at once until its own turn is over."""
         if self.closed:
             return None
         now = time.monotonic()
