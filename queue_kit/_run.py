@@ -2,7 +2,7 @@
 handler is opaque.
 
 The handler runs in a task of its own and is watched from outside, so one that refuses to end cannot hold its puller.
-`asyncio.timeout` does the cancelling, at the deadline and for every other reason, always after the token is set.
+The task is cancelled at the deadline and for every other reason, always after the token is set.
 """
 
 import asyncio
@@ -10,16 +10,15 @@ import logging
 import math
 import sys
 import time
-import traceback
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context, copy_context
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from queue_kit._deadlines import Deadlines
+from queue_kit._error_record import error_record
 from queue_kit._handler import Handler
+from queue_kit._timings import DID_NOT_RUN, timings_record
 from queue_kit.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -37,10 +36,6 @@ from queue_kit.retry import RetryDelay, delay_after
 _logger = logging.getLogger("queue_kit.worker")
 
 SUCCESS = Outcome(Verdict.completed)
-
-MAX_MESSAGE = 2_000
-MAX_TRACEBACK = 8_000
-_CUT = "\n[...]\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +68,21 @@ def _tries_before(claimed: Claimed) -> int:
 
 
 def _refused(claimed: Claimed, reason: str) -> Outcome:
-    return Outcome(Verdict.failed, error=_error_record(claimed, None, reason))
+    return Outcome(Verdict.failed, error=error_record(claimed, None, reason) | DID_NOT_RUN)
 
 
 class Run:
     """One run of one job. `execute` it once; `abort` it from the event loop at any time."""
+
+    # Most runs never wait, so what only one that does needs stands on the class.
+    task: "asyncio.Task[BaseException | None] | None" = None
+    begun = False
+    error: BaseException | None = None
+    """What made the handler's try a failure, unless it was aborted."""
+    _over: asyncio.Future[None] | None = None
+    """Awaited while the handler is; done when it ended, or had its grace."""
+    _before_cancel: Callable[[], Awaitable[None]] | None = None
+    _cancelling: asyncio.Task[None] | None = None
 
     def __init__(self, claimed: Claimed, limits: Limits, deadlines: Deadlines) -> None:
         self.claimed = claimed
@@ -89,22 +94,13 @@ class Run:
         job = claimed.job
         self.event = Event.for_job(self.token, job_id=job.id, name=job.name, attempt=job.attempt)
         self._loop = asyncio.get_running_loop()
-        self._over: asyncio.Future[None] | None = None
-        """Awaited while the handler is; done when it ended, or had its grace."""
-        self._timeout: asyncio.Timeout | None = None
         self.context = copy_context()
         """What the handler runs in, or a context variable that one job sets would be seen by the next."""
-        self._before_cancel: Callable[[], Awaitable[None]] | None = None
-        self._cancelling: asyncio.Task[None] | None = None
-        self.task: asyncio.Task[BaseException | None] | None = None
-        self.begun = False
-        self.error: BaseException | None = None
-        """What made the handler's try a failure, unless it was aborted."""
 
     @property
     def wedged(self) -> bool:
         """Whether the handler was told to end, had its grace, and still runs."""
-        return self._is_over and self.task is not None and not self.task.done()
+        return self._over is not None and self._over.done() and self.task is not None and not self.task.done()
 
     @property
     def waited(self) -> bool:
@@ -125,15 +121,16 @@ class Run:
         try:
             job = self._decoded(handler)
         except InvalidPayload as error:
-            return Outcome(Verdict.failed, error=_error_record(self.claimed, error, "the payload is invalid"))
-        self.task = _start(self._loop, self._call(handler, session, job), self.context)
-        if not self.task.done():
-            await self._wait(self.task)
+            record = error_record(self.claimed, error, "the payload is invalid") | DID_NOT_RUN
+            return Outcome(Verdict.failed, error=record)
+        task = self.task = _start(self._loop, self._call(handler, session, job), self.context)
+        if not task.done():
+            await self._wait(task)
         self.event.stop()
-        if self.wedged:
+        if not task.done():  # it had its grace
             return self._outcome(None)
         # Cancelled is a task that cancelled itself and then returned without an await.
-        return self._outcome(asyncio.CancelledError() if self.task.cancelled() else self.task.result())
+        return self._outcome(asyncio.CancelledError() if task.cancelled() else task.result())
 
     async def _wait(self, task: "asyncio.Task[BaseException | None]") -> None:
         self._over = self._loop.create_future()
@@ -164,9 +161,8 @@ class Run:
     async def _cancel(self, grace: float) -> None:
         if self._before_cancel is not None:
             await self._before_cancel()
-        if self._timeout is not None:
-            with suppress(RuntimeError):  # it has just ended by itself
-                self._timeout.reschedule(self._loop.time())
+        if self.task is not None and self.begun:  # else it will see the token as it begins
+            self.task.cancel()
         if self._over is not None:
             await asyncio.wait({self._over}, timeout=grace)
             self._end()
@@ -196,10 +192,9 @@ class Run:
     async def _call(self, handler: Handler[Any], session: Any, job: Job[Any]) -> BaseException | None:
         # The exception is returned, not raised: asyncio would let SystemExit and KeyboardInterrupt end the host.
         try:
-            async with asyncio.timeout(None) as self._timeout:
-                self.event.start(job.name)  # raises when the job was aborted before it began
-                self.begun = True
-                await handler(self.event, session, job)
+            self.event.start(job.name)  # raises when the job was aborted before it began
+            self.begun = True
+            await handler.function(self.event, session, job)
         except BaseException as error:  # noqa: BLE001
             return error
         return None
@@ -222,22 +217,26 @@ class Run:
             case Snooze(seconds=seconds):
                 return Outcome(Verdict.snoozed, delay=seconds)
             case Discard(reason=why):
-                return Outcome(Verdict.failed, error=_error_record(self.claimed, error, why))
+                return Outcome(Verdict.failed, error=self._record(error, why))
             case failure:
                 self.error = failure
                 return self.failure(failure)
 
     def failure(self, error: BaseException) -> Outcome:
         """What a failed try leads to: another one later, or the end."""
-        record = _error_record(self.claimed, error)
+        record = self._record(error)
         if _tries_before(self.claimed) + 1 >= self._limits.max_retry_count:
             return Outcome(Verdict.failed, error=record)
         return Outcome(Verdict.retried, delay=self._delay(), error=record)
 
     def broken_off(self, error: BaseException) -> Outcome:
         """What a try leads to that the database's connection broke off: another one, counted as a lapsed lease."""
-        record = _error_record(self.claimed, error, "the connection to the database broke")
+        record = self._record(error, "the connection to the database broke")
         return Outcome(Verdict.released, delay=self._delay(), error=record)
+
+    def _record(self, error: BaseException, reason: str | None = None) -> dict[str, Any]:
+        seconds = time.monotonic() - self.started
+        return error_record(self.claimed, error, reason) | timings_record(seconds, self.event.spans)
 
     def _delay(self) -> float:
         try:
@@ -258,65 +257,3 @@ def _start(
     if sys.version_info >= (3, 12):
         return asyncio.Task(call, loop=loop, context=context, eager_start=True)
     return loop.create_task(call, context=context)
-
-
-def _error_record(claimed: Claimed, error: BaseException | None, reason: str | None = None) -> Mapping[str, Any]:
-    record: dict[str, Any] = {"at": datetime.now(UTC).isoformat(), "try": claimed.job.attempt}
-    if error is not None:
-        _hide_parameters(error)
-        record["class"] = _storable(type(error).__qualname__, MAX_MESSAGE)
-        record["message"] = _storable(_text_of(error), MAX_MESSAGE)
-        record["traceback"] = _storable(_traceback_of(error), MAX_TRACEBACK)
-    if reason is not None:
-        record["reason"] = _storable(reason, MAX_MESSAGE)
-    return record
-
-
-def _hide_parameters(error: BaseException) -> None:
-    """SQLAlchemy shows a failed statement with its parameters, among them what was in the payload: keep them out of
-    the log and of the job's errors."""
-    each: Any
-    for each in chain(error):
-        if hasattr(each, "hide_parameters"):
-            each.hide_parameters = True
-
-
-def chain(error: BaseException) -> Iterator[BaseException]:
-    """An exception, what it was raised from, and the members of the groups among these."""
-    seen: set[int] = set()
-    waiting: list[BaseException | None] = [error]
-    while waiting:
-        each = waiting.pop()
-        if each is not None and id(each) not in seen:
-            seen.add(id(each))
-            yield each
-            waiting.append(each.__cause__ or each.__context__)
-            if isinstance(each, BaseExceptionGroup):
-                waiting.extend(each.exceptions)
-
-
-def _text_of(error: BaseException) -> str:
-    try:
-        return str(error)
-    except BaseException as broken:  # noqa: BLE001 - nothing a handler raises may fail the failure path
-        return f"<str() of the exception raised {type(broken).__name__}>"
-
-
-def _traceback_of(error: BaseException) -> str:
-    try:
-        return "".join(traceback.format_exception(error))
-    except BaseException as broken:  # noqa: BLE001
-        return f"<the traceback cannot be shown: {type(broken).__name__}>"
-
-
-def _storable(text: str, longest: int) -> str:
-    """Text that any database stores, with its middle left out when it is too long."""
-    head, tail = longest // 4, longest - longest // 4 - len(_CUT)
-    if len(text) > longest:  # or escaping, which lengthens, would go through all of 50 MB
-        return _escaped(text[:head])[:head] + _CUT + _escaped(text[-tail:])[-tail:]
-    text = _escaped(text)
-    return text if len(text) <= longest else text[:head] + _CUT + text[-tail:]
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()

@@ -69,6 +69,13 @@ async def failure_groups(db: Database, *, name: str | None = None, limit: int = 
     return sorted(groups.values(), key=lambda group: -group.count)[:limit]
 
 
+async def group_of(session: AsyncSession, name: str, job_id: int) -> FailureGroup | None:
+    """The group that a failed job is in, without its count; None when it is not among the newest failed ones."""
+    rows, more = await newest_failures(session, name)
+    row = next((row for row in rows if row.id == job_id), None)
+    return None if row is None else FailureGroup(*key_of(row), 0, nearest_instant(row.updated_at), row.id, more)
+
+
 async def newest_failures(session: AsyncSession, name: str | None) -> tuple[Sequence[Row[Any]], bool]:
     """The newest failed jobs, of a name or of all, the last to fail first; and whether there are others."""
     if name is None:

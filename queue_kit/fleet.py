@@ -1,9 +1,13 @@
 """The workers that are alive, and what they hold."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
+
+from sqlalchemy import Row
 
 from queue_kit._database import Database
 from queue_kit._reach import session_on
@@ -48,9 +52,9 @@ async def list_workers(db: Database) -> list[WorkerInfo]:
     ...     return [worker.host for worker in await list_workers(engine) if worker.jobs]
     """
     async with session_on(db, reading=True) as session:
-        alive = (await session.execute(workers.workers_alive())).all()
+        found = await alive(session)
         held: dict[UUID, list[HeldJob]] = defaultdict(list)
-        if alive:
+        if found:
             for row in await session.execute(workers.held_jobs(), {"limit": LOOKED_AT}):
                 held[row.worker_id].append(HeldJob(row.id, row.name, row.retry_count + 1))
     return [
@@ -66,5 +70,11 @@ async def list_workers(db: Database) -> list[WorkerInfo]:
             row.running,
             tuple(held[row.id]),
         )
-        for row in alive
+        for row in found
     ]
+
+
+async def alive(db: Database) -> Sequence[Row[Any]]:
+    """The rows of the workers that are alive, the oldest first: all that is known of them but what they hold."""
+    async with session_on(db, reading=True) as session:
+        return (await session.execute(workers.workers_alive())).all()

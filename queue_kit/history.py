@@ -27,7 +27,12 @@ _SETTLED_BY = 2 * SPREAD
 @dataclass(frozen=True, slots=True)
 class ThroughputPoint:
     """What runs came to from `at` on for `seconds`: how many ended in which way, and how long they ran and had waited
-    since they were due, in seconds. A mean is `None` where nothing ran."""
+    since they were due, in seconds. A mean is `None` where nothing ran.
+
+    `retried` counts tries that failed and were followed by another, `failed` those after which their job is failed; a
+    job that fails twice and then completes counts two `retried` and one `completed`. `lost` counts runs whose lease
+    lapsed, so that another worker has the job.
+    """
 
     at: datetime
     seconds: float

@@ -1,25 +1,25 @@
 """Looking at jobs and changing their fate, in the caller's transaction or in one of its own."""
 
-import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import JSON, ColumnElement, Row, Select, select
+from sqlalchemy import ColumnElement, Row, Select, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from queue_kit import cron
 from queue_kit._database import Database, check_database
-from queue_kit._dialect.columns import UtcDateTime, as_instant, nearest_instant
+from queue_kit._dialect.columns import nearest_instant
 from queue_kit._reach import MAX_ID, UNREADABLE, check_limit, check_words, is_id, is_name, notify, session_on
+from queue_kit._records import unreadable
 from queue_kit._statements import changing, looking, recurring, workers
 from queue_kit._statements.vocabulary import in_state
 from queue_kit._wakeup import CANCEL_CHANNEL, JOB_CHANNEL
 from queue_kit.errors import JobConflict, JobNotFound
 from queue_kit.job import JobState
-from queue_kit.models import JOBS, READY, JobRow
+from queue_kit.models import READY, JobRow
 
 T = TypeVar("T")
 
@@ -44,10 +44,7 @@ async def cancel_job(db: Database, job_id: int) -> JobState:
     async with session_on(db) as session:
         status = (await session.execute(changing.cancel(), {"job_id": job_id})).scalar_one_or_none()
         if status is None:
-            row = await _get(session, job_id)
-            if row is None:
-                raise JobNotFound(job_id)
-            return row.state
+            return (await _standing(session, job_id))[0]
         if status != READY:
             return JobState.cancelled
         await notify(session, CANCEL_CHANNEL)
@@ -82,12 +79,10 @@ async def retried(session: AsyncSession, job_id: int) -> bool:
         return False
 
 
-async def _conflict(session: AsyncSession, job_id: int) -> JobConflict | JobNotFound:
-    row = await _get(session, job_id)
-    if row is None:
-        return JobNotFound(job_id)
-    if row.state not in (JobState.failed, JobState.cancelled):
-        return JobConflict(job_id, f"is {row.state}; only failed and cancelled jobs can be retried")
+async def _conflict(session: AsyncSession, job_id: int) -> JobConflict:
+    state, _ = await _standing(session, job_id)
+    if state not in (JobState.failed, JobState.cancelled):
+        return JobConflict(job_id, f"is {state}; only failed and cancelled jobs can be retried")
     holder = (await session.execute(changing.key_holder(), {"job_id": job_id})).scalars().first()
     if holder is None:
         return JobConflict(job_id, "it was changed at the same time; try again")
@@ -109,6 +104,15 @@ async def get_job(db: Database, job_id: int) -> JobRow | None:
         return await _get(session, job_id)
 
 
+async def _standing(session: AsyncSession, job_id: int) -> tuple[JobState, str | None]:
+    """The state of a job and its cron entry, whatever else in its row cannot be read. Raises `JobNotFound`."""
+    query = select(JobRow.state.label("state"), JobRow.cron_name).where(JobRow.id == job_id)
+    row = (await session.execute(query)).first()
+    if row is None:
+        raise JobNotFound(job_id)
+    return JobState(row.state), row.cron_name
+
+
 async def _get(session: AsyncSession, job_id: int) -> JobRow | None:
     return next(iter(await _rows(session, select(JobRow).where(JobRow.id == job_id))), None)
 
@@ -126,19 +130,14 @@ async def run_job_now(db: Database, job_id: int) -> None:
     if not is_id(job_id):
         raise JobNotFound(job_id)
     async with session_on(db) as session:
-        row = await _get(session, job_id)
-        if row is None:
-            raise JobNotFound(job_id)
-        entry = row.cron_name
-        if entry is not None and not row.is_complete:
+        state, entry = await _standing(session, job_id)
+        if entry is not None and not state.is_complete:
             defined = (await session.execute(recurring.lock_cron_entry(), {"entry": entry})).first()
             if defined is not None:
                 await session.run_sync(lambda sync: cron.hasten(sync.execute, entry))
         if (await session.execute(changing.run_now(), {"job_id": job_id})).first() is None:
-            row = await _get(session, job_id)
-            if row is None:
-                raise JobNotFound(job_id)
-            raise JobConflict(job_id, f"is {row.state}; only a job that waits can be run now")
+            state, _ = await _standing(session, job_id)
+            raise JobConflict(job_id, f"is {state}; only a job that waits can be run now")
         await notify(session, JOB_CHANNEL)
 
 
@@ -179,11 +178,14 @@ async def list_job_texts(
     created: tuple[datetime | None, datetime | None] = (None, None),
     limit: int = 100,
     after: int | None = None,
+    back_to: int = 0,
 ) -> list[Row[Any]]:
-    """The same jobs, as columns that are text where a row may hold what Python cannot: none spoils the list."""
+    """The same jobs, as columns that are text where a row may hold what Python cannot: none spoils the list. Of a name
+    that is rare, none before the id `back_to` are looked for."""
 
     async def texts(session: AsyncSession, query: Select[Any]) -> list[Row[Any]]:
-        return list((await session.execute(query.with_only_columns(*columns))).all())
+        bounded = query.where(JobRow.id >= back_to) if back_to else query
+        return list((await session.execute(bounded.with_only_columns(*columns))).all())
 
     return await _listed(db, texts, state, words, created, limit, after)
 
@@ -234,21 +236,6 @@ async def _rows(session: AsyncSession, query: Select[Any]) -> list[JobRow]:
         texts = await session.execute(query.with_only_columns(*looking.job_texts()))
         spoiled = [f"job {row.id}: {name} ({why})" for row in texts for name, why in unreadable(row).items()]
         raise ValueError(f"Python cannot read what plain SQL wrote: {'; '.join(spoiled[:10]) or error}") from error
-
-
-def unreadable(row: Row[Any]) -> dict[str, str]:
-    """The columns of a row of `job_texts` that Python cannot read, and why."""
-    problems = {}
-    for column in JOBS.columns:
-        text = getattr(row, column.name)
-        try:
-            if text is not None and isinstance(column.type, JSON):
-                json.loads(text)
-            elif text not in (None, "infinity") and isinstance(column.type, UtcDateTime):
-                as_instant(text)
-        except (ValueError, RecursionError) as error:
-            problems[column.name] = str(error)
-    return problems
 
 
 def _check_time(value: object, argument: str) -> None:

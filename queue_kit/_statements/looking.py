@@ -45,8 +45,9 @@ _TEXTS = {"error_class": "class", "message": "message", "reason": "reason"}
 def job_heads() -> list[ColumnElement[Any]]:
     """What a list shows of a job, in types that no row can spoil, with the beginnings of its last error's texts."""
     return [
-        *(JOB.id, JOB.name, JOB.priority, JOB.retry_count, JobRow.state.label("state")),
-        time_text(JOB.scheduled_at).label("scheduled_at"),
+        *(JOB.id, JOB.name, JOB.priority, JOB.retry_count, JOB.max_retry_count, JOB.unique_key),
+        JobRow.state.label("state"),
+        *(time_text(column).label(column.name) for column in (JOB.scheduled_at, JOB.updated_at)),
         *(beginning_of(last_element(JOB.errors), key).label(label) for label, key in _TEXTS.items()),
     ]
 

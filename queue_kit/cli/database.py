@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from queue_kit import migrate
 from queue_kit._sqlite import sqlite_engine
 from queue_kit._transient import LOCK_NOT_AVAILABLE, is_transient, sqlstate
+from queue_kit.cli.inherited import Inherited
 from queue_kit.errors import ConfigurationError, QueueKitError
 
 T = TypeVar("T")
@@ -54,6 +55,7 @@ def database_option(*, required: bool = True) -> Callable[[Callable[..., None]],
     return click.option(
         "--database-url",
         "url",
+        cls=Inherited,
         callback=_read_option,
         envvar="QUEUE_KIT_DATABASE_URL",
         show_envvar=True,

@@ -2,16 +2,17 @@
 
 import socket
 from dataclasses import dataclass
+from typing import Any
 
 import click
-from sqlalchemy import URL
+from sqlalchemy import URL, Row
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from queue_kit._health import Finding, examine
 from queue_kit._transient import is_transient
 from queue_kit.cli.database import PROBE, answering, database_option, masked, on_database, words
 from queue_kit.cli.output import json_option, print_json, shown
-from queue_kit.fleet import WorkerInfo, list_workers
+from queue_kit.fleet import alive
 
 _ANY_OF_THIS_HOST = ""
 
@@ -66,7 +67,7 @@ def check(url: URL, worker: str | None, as_json: bool) -> None:
 async def _alive(engine: AsyncEngine, wanted: str) -> list[Finding]:
     try:
         async with answering(PROBE):
-            workers = await list_workers(engine)
+            workers = await alive(engine)
     except Exception as error:
         if not is_transient(error):
             raise
@@ -75,10 +76,10 @@ async def _alive(engine: AsyncEngine, wanted: str) -> list[Finding]:
     which = wanted or socket.gethostname()
     found = [worker for worker in workers if which in _names_of(worker)]
     if found:
-        seen = min(worker.seen_seconds_ago for worker in found)
+        seen = max(min(worker.seen_seconds_ago for worker in found), 0.0)
         return [Finding("worker", ok=True, words=f"a worker of {shown(which)} said {seen:.0f} s ago that it is alive")]
     return [Finding("worker", ok=False, words=f"no worker of {shown(which)} said within 45 s that it is alive")]
 
 
-def _names_of(worker: WorkerInfo) -> set[str]:
+def _names_of(worker: Row[Any]) -> set[str]:
     return {worker.label, worker.host, f"{worker.host}:{worker.pid}", str(worker.id)}

@@ -16,12 +16,19 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from queue_kit.cli.database import ANSWER, database_option, engine_for, masked, on_database, reach, words
 from queue_kit.cli.output import MAX_CELL, amount, cut, json_option, plain, print_json, shown, span, table
-from queue_kit.fleet import list_workers
+from queue_kit.fleet import alive
 from queue_kit.history import ThroughputPoint, throughput_by_name
 from queue_kit.operate import Insights, NameInsights, queue_insights
 
 MINUTES = 5
 """Over which rates are taken."""
+
+ENDS = ("completed", "retried", "failed")
+"""Ends of runs that are shown: well, in a failure that another try follows, and in the last one of a failed job."""
+
+_RATES = (
+    "a minute: {completed:,.1f} completed, {retried:,.1f} failed tries to be retried, {failed:,.1f} failed for good"
+)
 
 SHORTEST = 8
 """Characters of a name that are shown at least."""
@@ -33,11 +40,10 @@ class _Overview:
     workers: int
     recent: dict[str, ThroughputPoint]
 
-    def rates(self, name: str | None = None) -> tuple[float, float]:
-        """Completed jobs and failed tries a minute, of a name or of all."""
+    def rates(self, name: str | None = None) -> dict[str, float]:
+        """How many runs a minute ended in each way, of a name or of all."""
         points = self.recent.values() if name is None else [self.recent[name]] if name in self.recent else []
-        done = sum(point.completed for point in points)
-        return done / MINUTES, sum(point.failed + point.retried for point in points) / MINUTES
+        return {end: sum(getattr(point, end) for point in points) / MINUTES for end in ENDS}
 
     @property
     def names(self) -> list[str]:
@@ -53,13 +59,15 @@ class _Overview:
 def insights(url: URL, watch: bool, interval: float, as_json: bool) -> None:
     """Show what waits, runs and has failed, in total and by name; rates are those of the last five minutes.
 
+    A job counts as failed when no other try follows; a failed try that is followed by another counts as retried.
+
     \b
     Example:
       queue-kit insights --watch
 
     With --json: {"pending", "scheduled", "running", "failed", "oldest_due_seconds", "completed_per_minute",
-    "failed_per_minute", "workers", "unhandled_names", "by_name": {name: the same counts and rates}}; with --watch as
-    well, one such object a line.
+    "retried_per_minute", "failed_per_minute", "workers", "unhandled_names", "by_name": {name: the same counts and
+    rates}}; with --watch as well, one such object a line.
     """
     if not watch:
         overview = on_database(url, _look, within=ANSWER)
@@ -76,7 +84,7 @@ def insights(url: URL, watch: bool, interval: float, as_json: bool) -> None:
 async def _look(engine: AsyncEngine) -> _Overview:
     return _Overview(
         await queue_insights(engine),
-        len(await list_workers(engine)),
+        len(await alive(engine)),
         await throughput_by_name(engine, last=MINUTES * 60),
     )
 
@@ -130,15 +138,18 @@ def _lines(overview: _Overview | str, width: int | None = None) -> list[str]:
     """What there is to see; on a terminal of some width, names are cut for the figures beside them."""
     if isinstance(overview, str):
         return [overview]
-    total, (done, bad) = overview.insights, overview.rates()
+    total, rates = overview.insights, overview.rates()
     lines = [
         f"{total.pending:,} due, {total.scheduled:,} scheduled, {total.running:,} running, {total.failed:,} failed",
-        f"the first due one waits for {span(total.oldest_due_seconds)}",
-        f"{done:,.1f} completed and {bad:,.1f} failed a minute; {amount(overview.workers, 'worker')} alive",
+        "nothing waits"
+        if total.oldest_due_seconds is None
+        else f"the first due one waits for {span(total.oldest_due_seconds)}",
+        _RATES.format(**rates),
+        f"{amount(overview.workers, 'worker')} alive",
     ]
     if total.unhandled_names:
         lines.append(f"no live worker runs: {shown(', '.join(total.unhandled_names))}")
-    headings = ("NAME", "DUE", "LATER", "RUNNING", "FAILED", "OLDEST", "DONE/MIN", "BAD/MIN", "MEAN")
+    headings = ("NAME", "DUE", "LATER", "RUNS", "FAILED", "OLDEST", "DONE/MIN", "RETRY/MIN", "FAIL/MIN", "MEAN")
     names = [shown(name) for name in overview.names]
     figures = [_figures(overview, name) for name in overview.names]
     found = table(headings, [(name, *beside) for name, beside in zip(names, figures, strict=True)])
@@ -152,7 +163,6 @@ def _lines(overview: _Overview | str, width: int | None = None) -> list[str]:
 
 def _figures(overview: _Overview, name: str) -> tuple[object, ...]:
     counts = overview.insights.by_name.get(name, NameInsights())
-    done, bad = overview.rates(name)
     point = overview.recent.get(name)
     return (
         counts.pending,
@@ -160,8 +170,7 @@ def _figures(overview: _Overview, name: str) -> tuple[object, ...]:
         counts.running,
         counts.failed,
         span(counts.oldest_due_seconds),
-        f"{done:.1f}",
-        f"{bad:.1f}",
+        *(f"{rate:.1f}" for rate in overview.rates(name).values()),
         span(None if point is None else point.mean_run),
     )
 
@@ -169,16 +178,14 @@ def _figures(overview: _Overview, name: str) -> tuple[object, ...]:
 def _as_dict(overview: _Overview) -> dict[str, Any]:
     insights = overview.insights
 
-    def counted(counts: NameInsights, rates: tuple[float, float]) -> dict[str, Any]:
+    def counted(counts: NameInsights, rates: dict[str, float]) -> dict[str, Any]:
         return {
             "pending": counts.pending,
             "scheduled": counts.scheduled,
             "running": counts.running,
             "failed": counts.failed,
             "oldest_due_seconds": counts.oldest_due_seconds,
-            "completed_per_minute": rates[0],
-            "failed_per_minute": rates[1],
-        }
+        } | {f"{end}_per_minute": rate for end, rate in rates.items()}
 
     return counted(insights, overview.rates()) | {
         "workers": overview.workers,

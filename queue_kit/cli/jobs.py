@@ -7,10 +7,13 @@ from typing import Any
 import click
 from sqlalchemy import URL, Row
 
+from queue_kit._records import mends, time, unreadable
 from queue_kit._statements.looking import job_heads, job_texts
+from queue_kit._timings import timings_of
 from queue_kit.cli.database import ANSWER, database_option, on_database
 from queue_kit.cli.output import json_option, print_json, print_table, read_stdin, shown
-from queue_kit.cli.records import record, time
+from queue_kit.cli.records import record
+from queue_kit.cli.timings import span_lines, took
 from queue_kit.enqueue import add_job
 from queue_kit.job import DEFAULT_PRIORITY, JobState
 from queue_kit.operate import MAX_PAGE, get_job_text, list_job_texts
@@ -171,7 +174,7 @@ def _head(error: Any) -> str:
 @database_option()
 @json_option
 def show(job_id: int, url: URL, as_json: bool) -> None:
-    """Show a job: its times, its payload, and each error with its traceback.
+    """Show a job: its times, its payload, and of each failed try how long it ran, its spans, and its error.
 
     \b
     Example:
@@ -189,19 +192,34 @@ def show(job_id: int, url: URL, as_json: bool) -> None:
         print_json(job)
         return
     click.echo(click.style(f"job {job_id} {shown(job['name'])}: {job['state']}", bold=True))
+    # What is only too deep to be printed is none of these: a worker may well be able to read it.
+    statements = mends(job_id, unreadable(row))
+    for column, why in job["unreadable"].items():
+        click.echo(click.style(f"  {column} cannot be read: {shown(why)}", bold=True))
+        if column in statements:
+            click.echo(f"  to mend it, as one who may write the table: {statements[column]}")
+    if "data" in statements:
+        click.echo("  the payload is lost by that: write what it should be in the place of '{}'")
     for label, value in _facts(job):
         if value is not None:
             click.echo(f"  {label:<14} {shown(value)}")
     click.echo("payload")
     _indented(json.dumps(job["data"], indent=2))
     for error in job["errors"] if isinstance(job["errors"], list) else []:
-        at, number = (error.get("at"), error.get("try")) if isinstance(error, dict) else (None, None)
-        click.echo(click.style(f"error in try {shown(number)} at {shown(at)}", bold=True))
-        _indented(_head(error))
-        if isinstance(error, dict) and error.get("traceback"):
-            _indented(str(error["traceback"]))
-    for column, why in job["unreadable"].items():
-        click.echo(click.style(f"{column} cannot be read: {shown(why)}", bold=True))
+        _print_failure(error if isinstance(error, dict) else {"reason": error})
+
+
+def _print_failure(error: dict[str, Any]) -> None:
+    timings = timings_of(error)
+    said = f"error in try {shown(error.get('try'))} at {shown(error.get('at'))}, {took(timings)}"
+    click.echo(click.style(said, bold=True))
+    _indented(_head(error))
+    if error.get("traceback"):
+        _indented(str(error["traceback"]))
+    if timings.spans:
+        click.echo("  spans")
+        for line in span_lines(timings):
+            click.echo(f"    {line}")
 
 
 def _facts(job: dict[str, Any]) -> list[tuple[str, object]]:

@@ -18,10 +18,11 @@ from uuid import UUID
 
 import click
 
+from queue_kit.cli.inherited import Inherited
 from queue_kit.job import printable
 
 json_option: Callable[[Callable[..., None]], Callable[..., None]] = click.option(
-    "--json", "as_json", is_flag=True, help="Print JSON, for scripts."
+    "--json", "as_json", cls=Inherited, is_flag=True, help="Print JSON, for scripts."
 )
 
 MAX_CELL = 80

@@ -15,7 +15,7 @@ def migrate_command(url: URL, extras: tuple[str, ...]) -> None:
     """Bring the queue's tables to this version; harmless when they are there.
 
     \b
-    Examples:
+    Example:
       queue-kit migrate --database-url postgresql://app@localhost/app
       queue-kit migrate --with files --with sessions
     """

@@ -64,7 +64,10 @@ class Actions:
         else:
             many = Many.asked(form, partial(self._privacy.hides, access=admitted(request)))
             # Not the message: it may quote what the jobs carry.
-            action, subject = many.action, {"state": many.state, "job_name": many.name, "error_class": many.error_class}
+            action, subject = (
+                many.action,
+                {"state": many.state, "job_name": many.name, "error_class": many.error_class, "like": many.like},
+            )
             subject = {key: each for key, each in subject.items() if each is not None}
             async with self._pool.writing() as session:
                 change = await many.change(session)

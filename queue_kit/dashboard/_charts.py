@@ -10,7 +10,12 @@ from dataclasses import dataclass
 from queue_kit.dashboard import _wording
 from queue_kit.history import ThroughputPoint
 
-_ENDS = ("completed", "retried", "failed", "lost")
+_ENDS = {
+    "completed": "completed",
+    "retried": "failed, tried again",
+    "failed": "failed for good",
+    "lost": "lost by their worker",
+}
 _GAP = 0.14
 _SECONDS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1_200, 1_800, 3_600, 7_200, 18_000, 43_200, 86_400)
 
@@ -50,7 +55,7 @@ def runs_chart(points: Sequence[ThroughputPoint]) -> Chart:
     top = _round_count(max((_ended(point) for point in points), default=0))
     columns = tuple(Column(_said(point), at, tuple(_bar(point, top))) for at, point in enumerate(points))
     ended = {end: sum(getattr(point, end) for point in points) for end in _ENDS}
-    summary = ", ".join(f"{_wording.number(count)} {end}" for end, count in ended.items() if count)
+    summary = "; ".join(f"{_wording.number(count)} {_ENDS[end]}" for end, count in ended.items() if count)
     scale = (_wording.number(top), _wording.number(top / 2), "0")
     return Chart(len(points), scale, columns, summary or "nothing ran", is_empty=not any(ended.values()))
 
@@ -59,8 +64,8 @@ def _bar(point: ThroughputPoint, top: float) -> Iterator[Part]:
     level = 100.0
     for kind, count in (
         ("good", point.completed),
-        ("again", point.retried),
-        ("bad", point.failed + point.lost),
+        ("again", point.retried + point.lost),  # another worker has those that were lost
+        ("bad", point.failed),
     ):
         # What is there is seen, however little it is beside the rest.
         height = max(count / top * 100, 1.5) if count else 0.0
@@ -74,8 +79,8 @@ def _ended(point: ThroughputPoint) -> int:
 
 
 def _said(point: ThroughputPoint) -> str:
-    ended = [f"{_wording.number(getattr(point, end))} {end}" for end in _ENDS if getattr(point, end)]
-    return f"{_wording.clock(point.at)}: {', '.join(ended) or 'nothing ran'}"
+    ended = [f"{_wording.number(getattr(point, end))} {words}" for end, words in _ENDS.items() if getattr(point, end)]
+    return f"{_wording.clock(point.at)}: {'; '.join(ended) or 'nothing ran'}"
 
 
 def times_chart(points: Sequence[ThroughputPoint]) -> Chart:

@@ -48,7 +48,9 @@ def _found(insights: Insights, worker_count: int, last_hour: Sequence[Throughput
     failed = sum(point.failed for point in last_hour)
     if failed:
         yield Concern(
-            f"{number(failed)} job{'s' if failed > 1 else ''} failed in the last hour.", "What went wrong", "#failures"
+            f"{number(failed)} job{'s' if failed > 1 else ''} failed for good in the last hour.",
+            "What went wrong",
+            "#failures",
         )
 
 

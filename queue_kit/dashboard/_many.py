@@ -9,7 +9,8 @@ from starlette.exceptions import HTTPException
 
 from queue_kit._reach import is_name
 from queue_kit.bulk import BulkChange, cancel_jobs, retry_jobs
-from queue_kit.dashboard._asking import choice
+from queue_kit.dashboard._asking import choice, id_of
+from queue_kit.failures import group_of
 from queue_kit.job import JobState
 
 ACTIONS = ("retry", "cancel")
@@ -20,13 +21,15 @@ CONFIRMED = "confirmed"
 
 @dataclass(frozen=True, slots=True)
 class Many:
-    """Retry or cancel what fits: an `error_class` may be empty, as that of a discarded job is."""
+    """Retry or cancel what fits: an `error_class` may be empty, as that of a discarded job is. `like` is a failed job
+    whose message the others have as well, said so by who may not read it."""
 
     action: str
     state: str | None = None
     name: str | None = None
     error_class: str | None = None
     message: str | None = None
+    like: int | None = None
 
     @classmethod
     def asked(cls, given: Mapping[str, str], hides: Callable[[str], bool]) -> "Many":
@@ -36,19 +39,21 @@ class Many:
         if not action:
             raise HTTPException(400, "There is no such action.")
         state = choice(given, "state", JobState.__members__) or None
-        name, message = given.get("name") or None, given.get("message")
-        if action == "cancel" and (message is not None or "error_class" in given):
+        name, message, like = given.get("name") or None, given.get("message"), id_of(given.get("like", ""))
+        if action == "cancel" and (message is not None or like is not None or "error_class" in given):
             raise HTTPException(400, "Only failed jobs have an error to choose them by, and those cannot be cancelled.")
+        if like is not None and (name is None or message is not None):
+            raise HTTPException(400, "A job that others are like goes with their name, and instead of a message.")
         if message is not None and name is None:
             raise HTTPException(400, "A message goes with the name of its jobs.")
         if message is not None and hides(str(name)):
             raise HTTPException(403, "The texts of these errors are hidden from you, so none can be asked for.")
-        return cls(action, state, name, given.get("error_class"), message)
+        return cls(action, state, name, given.get("error_class"), message, like)
 
     @property
     def fields(self) -> dict[str, str]:
         """This, as the fields of a form."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
+        return {key: str(value) for key, value in asdict(self).items() if value is not None}
 
     @property
     def confirmed(self) -> dict[str, str]:
@@ -63,9 +68,14 @@ class Many:
         try:
             if self.action == "cancel":
                 return await cancel_jobs(session, **filters, dry_run=dry_run)
-            return await retry_jobs(
-                session, **filters, error_class=self.error_class, message=self.message, dry_run=dry_run
-            )
+            if self.like is not None:
+                group = await group_of(session, str(self.name), self.like)
+                if group is None:
+                    return BulkChange()
+                filters |= {"error_class": group.error_class, "message": group.message}
+            else:
+                filters |= {"error_class": self.error_class, "message": self.message}
+            return await retry_jobs(session, **filters, dry_run=dry_run)
         except ValueError as error:
             raise HTTPException(400, str(error)) from None
 

@@ -18,18 +18,17 @@ from queue_kit.dashboard._asking import choice, id_of, words
 from queue_kit.dashboard._charts import runs_chart, times_chart
 from queue_kit.dashboard._concerns import concerns
 from queue_kit.dashboard._many import Many
-from queue_kit.dashboard._payload import Failure, failures_of, payload_of, trace_of
+from queue_kit.dashboard._payload import failures_of, payload_of, trace_of
 from queue_kit.dashboard._pool import Pool
 from queue_kit.dashboard._privacy import Privacy
-from queue_kit.dashboard._reading import Unreadable, in_parts, is_there, listed
+from queue_kit.dashboard._reading import is_there, line_of, whole
 from queue_kit.dashboard._render import Renderer, see
 from queue_kit.dashboard._shared import Shared
 from queue_kit.failures import failure_groups
 from queue_kit.fleet import list_workers
 from queue_kit.history import throughput, throughput_by_name
 from queue_kit.job import JobState
-from queue_kit.models import JobRow
-from queue_kit.operate import NameInsights, queue_insights
+from queue_kit.operate import NameInsights, list_job_texts, queue_insights
 
 T = TypeVar("T")
 
@@ -119,26 +118,27 @@ class Pages:
         state, age = choice(given, "state", JobState.__members__), choice(given, "age", AGES)
         name, looked_for, after = words(given, "name"), words(given, "q"), id_of(given.get("after", ""))
         job_id, back_to = id_of(looked_for), 0
-        if job_id is not None and await is_there(self._pool.reading, job_id):
-            return see(f"jobs/{job_id}")
-        if name and state in ("", JobState.completed):
-            # Nothing finds the finished jobs of a name but reading back through all of them.
-            async with self._pool.reading() as session:
+        async with self._pool.reading() as session:
+            if job_id is not None and await is_there(session, job_id):
+                return see(f"jobs/{job_id}")
+            if name and state in ("", JobState.completed):
+                # Nothing finds the finished jobs of a name but reading back through all of them.
                 back_to = await _far_enough(session, after)
-        rows = await listed(
-            self._pool.reading,
-            back_to=back_to,
-            state=JobState(state) if state else None,
-            name=name or None,
-            unique_key=looked_for or None,
-            created_after=datetime.now(UTC) - AGES[age] if age else None,
-            limit=PAGE + 1,
-            after=after,
-        )
+            rows = await list_job_texts(
+                session,
+                looking.job_heads(),
+                state=JobState(state) if state else None,
+                words={"name": name or None, "unique_key": looked_for or None},
+                created=(datetime.now(UTC) - AGES[age] if age else None, None),
+                limit=PAGE + 1,
+                after=after,
+                back_to=back_to,
+            )
+        hides = self._hides(request)
         return self._renderer.page(
             request,
             "jobs.html",
-            rows=[(row, _last_failure(row, self._hides(request))) for row in rows[:PAGE]],
+            rows=[line_of(row, is_hidden=hides(row.name)) for row in rows[:PAGE]],
             older=rows[PAGE - 1].id if len(rows) > PAGE else None,
             back_to=back_to if len(rows) <= PAGE else 0,
             filters={"q": looked_for, "name": name, "state": state, "age": age},
@@ -149,21 +149,25 @@ class Pages:
     async def job(self, request: Request) -> Response:
         """One job."""
         job_id = id_of(request.path_params["job_id"])
-        row, data, errors, trace = None, None, None, None
+        job = None
         if job_id is not None:
-            row, data, errors, trace = await in_parts(self._pool.reading, job_id)
-        if row is None:
+            async with self._pool.reading() as session:
+                job = await whole(session, job_id)
+        if job is None:
             raise HTTPException(404, "There is no job with this id. Finished jobs are deleted after some days.")
-        is_hidden = self._hides(request)(row.name)
-        holder = [worker.label for worker in await self._workers.get() if worker.id == row.worker_id]
+        columns = job.columns
+        is_hidden = self._hides(request)(columns["name"])
+        holder = [worker.label for worker in await self._workers.get() if worker.id == job.worker_id]
         return self._renderer.page(
             request,
             "job.html",
-            job=row,
-            worker=holder[0] if holder else row.worker_id,
-            payload=payload_of(data, self._privacy.redacted, is_hidden=is_hidden),
-            failures=failures_of(errors, is_hidden=is_hidden),
-            trace=trace_of(trace),
+            job=columns | {"is_complete": job.is_complete},
+            problems=job.problems,
+            mends=job.mends,
+            worker=holder[0] if holder else job.worker_id,
+            payload=payload_of(columns["data"], self._privacy.redacted, is_hidden=is_hidden),
+            failures=failures_of(columns["errors"], is_hidden=is_hidden),
+            trace=trace_of(columns["trace_context"]),
         )
 
     async def confirm(self, request: Request) -> Response:
@@ -175,10 +179,6 @@ class Pages:
 
     def _hides(self, request: Request) -> Callable[[str], bool]:
         return partial(self._privacy.hides, access=admitted(request))
-
-
-def _last_failure(row: JobRow | Unreadable, hides: Callable[[str], bool]) -> list[Failure]:
-    return [] if isinstance(row, Unreadable) else failures_of(row.errors, is_hidden=hides(row.name))[:1]
 
 
 async def _far_enough(session: AsyncSession, after: int | None) -> int:

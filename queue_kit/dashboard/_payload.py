@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from queue_kit._reach import UNREADABLE
+from queue_kit._timings import UNKNOWN, Timings, timings_of
+from queue_kit.dashboard._bars import Bar, bars_of
 from queue_kit.dashboard._reading import BROKEN
 
 MAX_SHOWN = 64 * 1024
@@ -44,6 +46,8 @@ class Failure:
     message: str = ""
     reason: str = ""
     traceback: str = ""
+    timings: Timings = UNKNOWN
+    bars: tuple[Bar, ...] = ()
 
 
 def payload_of(data: Any, redacted: Callable[[Any, int], Any], *, is_hidden: bool) -> Payload:
@@ -72,7 +76,7 @@ def _tokens(text: str) -> Iterator[tuple[str, str]]:
 
 
 def failures_of(errors: Any, *, is_hidden: bool) -> list[Failure]:
-    """The errors that a job keeps, the last one first; of hidden ones only what they were and when."""
+    """The errors that a job keeps, the last one first; of hidden ones only what they were, when and for how long."""
     if errors is BROKEN:
         return [Failure("What failed cannot be read")]
     records = errors[-MAX_FAILURES:] if isinstance(errors, list) else []
@@ -86,11 +90,12 @@ def _failure(record: dict[str, Any], *, is_hidden: bool) -> Failure:
     words = {key: "" if record.get(key) is None else str(record[key])[:MAX_SHOWN] for key in _WORDS}
     title = words["class"] or ("Failed" if is_hidden else words["reason"]) or "Failed"
     at = _instant(record.get("at"))
+    timings = timings_of(record)
     if is_hidden:
-        return Failure(title, words["try"], at)
+        return Failure(title, words["try"], at, timings=timings)
     reason = words["reason"] if words["class"] else ""
     message, traceback = (str(record.get(key) or "")[:MAX_SHOWN] for key in ("message", "traceback"))
-    return Failure(title, words["try"], at, message, reason, traceback)
+    return Failure(title, words["try"], at, message, reason, traceback, timings, bars_of(timings))
 
 
 def _instant(text: object) -> datetime | None:

@@ -1,98 +1,104 @@
-"""Reading rows that anybody with SQL may have written: what cannot be read is so for itself alone, not for its list."""
+"""Jobs as pages show them. Anybody with SQL may have written their rows, so they are read as text: what cannot be read
+is so for itself alone, and one statement reads a list whatever is in it.
+"""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, TypeAlias
+from uuid import UUID
 
-from sqlalchemy import Select, event, select
+from sqlalchemy import Row, select
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import InstrumentedAttribute, ORMExecuteState, defer, load_only
-from sqlalchemy.sql.base import ExecutableOption
 
-from queue_kit._reach import UNREADABLE
+from queue_kit import _records
+from queue_kit.job import JobState
 from queue_kit.models import JobRow
-from queue_kit.operate import get_job, list_jobs
-
-LEAN = (defer(JobRow.data, raiseload=True), defer(JobRow.trace_context, raiseload=True))
-"""A row without what lists do not show, of which each may be a megabyte."""
-
-CORE = (*LEAN, defer(JobRow.errors, raiseload=True))
-BARE = (load_only(JobRow.id, JobRow.name, raiseload=True),)
+from queue_kit.operate import get_job_text
 
 BROKEN = object()
 """In the place of a part that cannot be read."""
 
-Reading: TypeAlias = Callable[[], AbstractAsyncContextManager[AsyncSession]]
+PARKED = "infinity"
+"""What PostgreSQL says of a time that never comes."""
+
+Instant: TypeAlias = datetime | str
+"""A time; as the database wrote it where Python has no such time."""
 
 
 @dataclass(frozen=True, slots=True)
-class Unreadable:
-    """A job of which no more can be read."""
+class Line:
+    """A job in a list. Of one whose texts are hidden, `error` is a class at most."""
 
     id: int
     name: str
+    state: str
+    unique_key: str | None
+    retry_count: int
+    max_retry_count: int | None
+    scheduled_at: Instant
+    updated_at: Instant
+    error: str
+    message: str
+
+    @property
+    def is_unreadable(self) -> bool:
+        """Whether something that the list shows of it cannot be read."""
+        return any(isinstance(each, str) and each != PARKED for each in (self.scheduled_at, self.updated_at))
 
 
-def narrow(session: AsyncSession, options: Sequence[ExecutableOption], back_to: int = 0) -> None:
-    """Let a session read no more of jobs than these options say, and no jobs behind an id."""
-
-    def narrowed(execution: ORMExecuteState) -> None:
-        if isinstance(execution.statement, Select) and _is_of_rows(execution.statement):
-            leaner = execution.statement.options(*options)
-            execution.statement = leaner.where(JobRow.id >= back_to) if back_to else leaner
-
-    event.listen(session.sync_session, "do_orm_execute", narrowed)
-
-
-def _is_of_rows(statement: Select[Any]) -> bool:
-    return any(column["expr"] is JobRow for column in statement.column_descriptions)
-
-
-async def listed(reading: Reading, *, back_to: int, **filters: Any) -> list[JobRow | Unreadable]:
-    """What `list_jobs` gives; when one row spoils that, each row by itself."""
-    try:
-        async with reading() as session:
-            narrow(session, LEAN, back_to)
-            return list(await list_jobs(session, **filters))
-    except UNREADABLE:
-        async with reading() as session:
-            narrow(session, BARE, back_to)
-            jobs = [Unreadable(row.id, row.name) for row in await list_jobs(session, **filters)]
-        rows = [await _one(reading, job) for job in jobs]
-        return [row for row in rows if row is not None]
+def line_of(row: Row[Any], *, is_hidden: bool) -> Line:
+    """A row of `job_heads`."""
+    failed = row.state != JobState.completed and (row.error_class is not None or row.reason is not None)
+    title = row.error_class or ("" if is_hidden else row.reason) or "Failed"
+    message = row.message if row.error_class is not None and not is_hidden else None
+    return Line(
+        row.id,
+        row.name,
+        row.state,
+        row.unique_key,
+        row.retry_count,
+        row.max_retry_count,
+        _records.time(row.scheduled_at),
+        _records.time(row.updated_at),
+        title if failed else "",
+        message or "",
+    )
 
 
-async def _one(reading: Reading, job: Unreadable) -> JobRow | Unreadable | None:
-    try:
-        async with reading() as session:
-            narrow(session, LEAN)
-            return await get_job(session, job.id)
-    except UNREADABLE:
-        return job
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A job with all its columns, `BROKEN` where JSON cannot be read. `problems` are the columns that cannot, and why;
+    `mends` the statements that make them readable."""
+
+    columns: dict[str, Any]
+    problems: Mapping[str, str]
+    mends: Mapping[str, str]
+
+    @property
+    def worker_id(self) -> UUID | None:
+        """The worker that has it, or had it last."""
+        try:
+            return UUID(self.columns["worker_id"])
+        except (TypeError, ValueError):
+            return None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing will happen to the job by itself any more."""
+        return JobState(self.columns["state"]).is_complete
 
 
-async def in_parts(reading: Reading, job_id: int) -> tuple[JobRow | None, Any, Any, Any]:
-    """A job, and beside it its data, errors and trace context, each of them `BROKEN` when it cannot be read."""
-    async with reading() as session:
-        narrow(session, CORE)
-        row = await get_job(session, job_id)
-    data, errors, trace = [await _part(reading, job_id, part) for part in _PARTS]
-    return row, data, errors, trace
+async def whole(session: AsyncSession, job_id: int) -> Whole | None:
+    """A job, readable or not; None when there is none."""
+    row = await get_job_text(session, job_id)
+    if row is None:
+        return None
+    columns, problems = _records.read(row)
+    broken = {name: BROKEN for name in problems if columns[name] is None}
+    return Whole(columns | broken, problems, _records.mends(job_id, problems))
 
 
-_PARTS = (JobRow.data, JobRow.errors, JobRow.trace_context)
-
-
-async def _part(reading: Reading, job_id: int, column: InstrumentedAttribute[Any]) -> Any:
-    try:
-        async with reading() as session:
-            return (await session.execute(select(column).where(JobRow.id == job_id))).scalar_one_or_none()
-    except UNREADABLE:
-        return BROKEN
-
-
-async def is_there(reading: Reading, job_id: int) -> bool:
+async def is_there(session: AsyncSession, job_id: int) -> bool:
     """Whether there is such a job, readable or not."""
-    async with reading() as session:
-        return (await session.execute(select(JobRow.id).where(JobRow.id == job_id))).first() is not None
+    return (await session.execute(select(JobRow.id).where(JobRow.id == job_id))).first() is not None

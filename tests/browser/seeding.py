@@ -49,6 +49,28 @@ ERRORS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "invoice.render": (("InvalidPayload", "data at $.lines[3].amount: Input should be a valid decimal", ""),),
     "image.resize": (("DeadlineExceeded", "the handler's 30 s are over", ""),),
 }
+TIMINGS: dict[str, dict[str, Any]] = {
+    "ConnectionRefusedError": {
+        "seconds": 3.214,
+        "spans": [
+            {"name": "order.load", "depth": 0, "start": 0.004, "seconds": 0.212},
+            {"name": "template.render", "depth": 0, "start": 0.218, "seconds": 0.631},
+            {"name": "template.fonts", "depth": 1, "start": 0.301, "seconds": 0.417},
+            {"name": "mail.deliver", "depth": 0, "start": 0.851, "seconds": 2.361},
+            {"name": "smtp.connect", "depth": 1, "start": 0.853, "seconds": 1.02},
+            {"name": "smtp.connect", "depth": 1, "start": 2.178, "seconds": 1.033},
+        ],
+    },
+    "DeadlineExceeded": {
+        "seconds": 30.018,
+        "aborted": 30.001,
+        "spans": [
+            {"name": "image.fetch", "depth": 0, "start": 0.003, "seconds": 2.84},
+            {"name": "image.scale", "depth": 0, "start": 2.845, "seconds": 27.171, "aborted": 30.001},
+        ],
+    },
+}
+"""Where failed tries spent their time."""
 
 
 @dataclass
@@ -107,14 +129,16 @@ class Jobs:
                 age = 60 + self._dice.random() * 2_400
                 errors = [self._error(ERRORS[name][at % len(ERRORS[name])], age, attempt) for attempt in (1, 2)]
                 known.failed = self.add(name, FAILED, age, retry_count=2, max_retry_count=2, errors=errors)
-        self.add("rates.fetch", FAILED, 640, cron_name="rates.fetch", errors=[])
+        errors = [self._error(("TimeoutError", "no rates within 20 s", ""), 640, 1)]
+        self.add("rates.fetch", FAILED, 640, cron_name="rates.fetch", retry_count=1, max_retry_count=1, errors=errors)
         known.cancelled = self.add("newsletter.weekly", CANCELLED, 900)
 
     def _error(self, error: tuple[str, str, str], age: float, attempt: int) -> dict[str, Any]:
         kind, message, traceback = error
         at = (self._now - timedelta(seconds=age + 40 * (2 - attempt))).isoformat()
         traceback = traceback or f"Traceback (most recent call last):\n{kind}: {message}\n"
-        return {"at": at, "try": attempt, "class": kind, "message": message, "traceback": traceback}
+        record = {"at": at, "try": attempt, "class": kind, "message": message, "traceback": traceback}
+        return record | TIMINGS.get(kind, {"seconds": 0.031})
 
     def wait(self, known: Known) -> None:
         for at in range(9):

@@ -198,6 +198,34 @@ def test_what_to_do_with_picked_jobs_is_in_view_in_a_long_list(page, base):
     expect(page.locator(".picked").get_by_role("button", name="Retry")).to_be_in_viewport()
 
 
+def test_where_a_try_spent_its_time_is_seen_on_a_desk_and_in_a_hand(page, base, known):
+    page.goto(f"{base}/jobs/{known.failed}")
+    for width in (1200, 380):
+        page.set_viewport_size({"width": width, "height": 800})
+        table = page.locator(".spans").first.bounding_box()
+        bars = page.locator(".spans").first.locator(".bar").evaluate_all("all => all.map((each) => each.clientWidth)")
+        assert table
+        assert len(bars) == 6
+        assert len(set(bars)) == 1
+        assert bars[0] > 0.7 * table["width"], width
+    expect(page.locator(".spans").first.get_by_role("row", name="level 2: template.fonts")).to_contain_text("417 ms")
+
+
+def test_all_of_a_page_are_picked_with_one_click(page, base):
+    page.goto(f"{base}/jobs?state=failed&name=webhook.deliver")
+    picked, all_of_them = page.locator("tbody input:checked"), page.get_by_label("Pick all on this page")
+    rows = page.locator("tbody tr").count()
+    assert rows > 1
+    all_of_them.check()
+    expect(picked).to_have_count(rows)
+    page.locator("tbody input").first.uncheck()
+    expect(all_of_them).not_to_be_checked()
+    all_of_them.check()
+    all_of_them.uncheck()
+    expect(picked).to_have_count(0)
+    expect(page.locator(".picked").get_by_role("button")).to_have_text(["Retry"])
+
+
 def test_cron_entries_are_run_paused_and_resumed(page, base):
     page.goto(f"{base}/cron")
     row = page.locator("tr", has_text="report.daily")
@@ -210,6 +238,7 @@ def test_it_works_without_scripts(browser, base):
     with watched(browser, base, java_script_enabled=False) as context:
         page = context.new_page()
         page.goto(f"{base}/jobs?state=failed&name=email.send")
+        expect(page.locator("#pick-all")).to_be_hidden()
         page.locator("tbody a.name").first.click()
         click_and_read(page, "Retry now", "queued again")
         page.goto(f"{base}/jobs")
@@ -257,7 +286,7 @@ def test_a_page_is_live_and_leaves_alone_what_somebody_does_there(browser, base,
         page.evaluate("document.querySelector('h1').textContent = 'stale'")
         page.evaluate(look)
         expect(page.locator("h1")).to_have_text("email.send")
-        expect(page.locator("details[open]")).to_have_count(2)
+        expect(page.locator("details[open]")).to_have_count(3)  # spans and traceback of the last try, and that one
 
 
 def test_nothing_is_asked_while_paused_or_hidden(page, base):
@@ -355,7 +384,9 @@ async def poison(engine: AsyncEngine) -> None:
     for text in CORPUS:
         error = {"at": "2026-01-01T00:00:00+00:00", "try": text, "class": text, "message": text, "traceback": text}
         values = {"name": text, "unique_key": text, "data": {text: text, "list": [text]}}
-        jobs.append(values | {"status": FAILED, "errors": [error | {"reason": text}]})
+        spans = [{"name": text, "depth": text, "start": text, "seconds": 1, "aborted": text}]
+        timed = {"reason": text, "seconds": 1, "spans": spans}
+        jobs.append(values | {"status": FAILED, "errors": [error | timed]})
         worker = {"id": uuid4(), "label": text, "host": text, "pid": 1, "names": [text]}
         workers.append(worker)
         entry = {"name": text, "expression": text, "timezone": text, "priority": 4, "paused": True}

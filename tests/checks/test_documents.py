@@ -23,13 +23,14 @@ class Block(NamedTuple):
     line: int
     language: str
     text: str
+    title: str = ""
 
 
 def blocks(document: str) -> list[Block]:
     """The fenced blocks, also those inside of lists."""
-    fence = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+    fence = re.compile(r'^( *)```(\w*)(?: title="([^"\n]*)")?\n(.*?)^\1```$', re.MULTILINE | re.DOTALL)
     return [
-        Block(document.count("\n", 0, found.start()) + 1, found[2], textwrap.dedent(found[3]))
+        Block(document.count("\n", 0, found.start()) + 1, found[2], textwrap.dedent(found[4]), found[3] or "")
         for found in fence.finditer(document)
     ]
 

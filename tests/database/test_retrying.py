@@ -190,7 +190,7 @@ async def test_each_failure_is_kept_with_its_class_message_traceback_time_and_tr
         (2, "BrokenError", "try 2"),
     ]
     for error in row.errors:
-        assert set(error) == {"at", "try", "class", "message", "traceback"}
+        assert set(error) == {"at", "try", "class", "message", "traceback", "seconds"}
         assert abs(datetime.fromisoformat(error["at"]) - datetime.now(UTC)) < timedelta(minutes=1)
         assert "in fail" in error["traceback"]
         assert "KeyError: 'the cause'" in error["traceback"]

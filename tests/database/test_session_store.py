@@ -134,10 +134,13 @@ async def test_the_function_of_ages_is_given_the_session_at_each_refresh(engine)
     assert ages_given == pytest.approx([90, 120], abs=1)
 
 
-async def test_a_function_of_ages_that_returns_something_else_stores_nothing(engine):
-    store = cart_store(ages=lambda session: 300)
-    with pytest.raises(ConfigurationError, match="ages must return TokenAges, not int"):
-        await store.create(engine, Cart())
+async def test_a_function_of_ages_that_fails_stores_nothing(engine):
+    async with AsyncSession(engine) as session:
+        with pytest.raises(ConfigurationError, match="ages must return TokenAges, not int"):
+            await cart_store(ages=lambda session: 300).create(session, Cart())
+        with pytest.raises(ZeroDivisionError):
+            await cart_store(ages=lambda session: 1 / 0).create(session, Cart())
+        await session.commit()  # of a caller who goes on
     assert await session_rows(engine) == []
 
 
@@ -675,6 +678,20 @@ async def test_cleanups_at_once_leave_no_empty_session(engine):
     while sum(deleted) < 10:
         deleted.append(await store.cleanup(engine, 0))
         assert deleted[-1]
+    assert await left(engine) == (0, 0)
+
+
+async def test_of_two_cleanups_that_share_a_session_the_last_one_deletes_it(engine):
+    store = cart_store()
+    pair = await store.create(engine, Cart())
+    await store.refresh_tokens(engine, pair.refresh_token)
+    await store.invalidate(engine, pair.session_id)
+    async with engine.connect() as first:
+        assert await store.cleanup(first, 0, limit=1) == 1
+        second = asyncio.create_task(store.cleanup(engine, 0, limit=1))
+        await asyncio.wait({second}, timeout=0.3)  # it has the other pair, and must not end before the first one
+        await first.commit()
+    assert await second == 1
     assert await left(engine) == (0, 0)
 
 

@@ -177,7 +177,19 @@ def test_any_condition_has_an_answer(name, value):
 
 @pytest.mark.parametrize(
     "content_type",
-    ["image/svg+xml", "text/html", "application/xhtml+xml", "text/xml", "application/javascript", "text/css"],
+    [
+        "image/svg+xml",
+        "text/html",
+        "application/xhtml+xml",
+        "text/xml",
+        "application/javascript",
+        "text/css",
+        "image/x+xml",
+        "image/svg",
+        "audio/x+xml",
+        "video/xhtml+xml",
+        "image/PNG",
+    ],
 )
 def test_what_a_browser_would_run_is_a_download(content_type):
     headers = ask(a_file(content_type=content_type, name="x")).headers

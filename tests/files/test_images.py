@@ -261,7 +261,7 @@ async def test_changed_bytes_make_an_image_or_a_refusal():
         assert read(made.content).size == (made.width, made.height)
         return "made"
 
-    outcomes = await asyncio.gather(*(outcome(content) for _, content in corpus.mutated(30)))
+    outcomes = await asyncio.gather(*(outcome(content) for _, content in corpus.mutated(20)))
     assert {"made", "damaged"} <= set(outcomes) <= {"made", "damaged", "format", "animated", "pixels", "memory"}
 
 
@@ -280,19 +280,27 @@ def answers(content: bytes = b"", **answer: object) -> str:
 async def test_a_process_knows_no_secrets_and_has_its_limits(monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "it-is-secret")
     monkeypatch.setenv("PYTHONPATH", "/nowhere")
-    program = """import json, os, resource, sys
+    program = """import json, os, resource, socket, sys
 sys.path += sys.argv[2:]
 from _image_process import confine
 confine(**json.loads(sys.argv[1])["limits"])
 limits = [resource.getrlimit(each)[0] for each in (resource.RLIMIT_CPU, resource.RLIMIT_CORE)]
 modules = [name for name in sys.modules if name.startswith(("queue_kit", "sqlalchemy"))]
-print(json.dumps([sorted(os.environ), limits, modules]))"""
+refused = []
+for attempt in (lambda: os.open("/etc/passwd", os.O_RDONLY), socket.socket):
+    try:
+        attempt()
+    except OSError as error:
+        refused.append(error.strerror)
+print(json.dumps([sorted(os.environ), limits, modules, refused]))"""
     replaced(monkeypatch, program)
     limits = {"memory": 512 * MIB, "seconds": 7, "output": MIB}
-    environment, found, modules = json.loads((await _isolation.run({"limits": limits}, b"", timeout=30)).output)
+    ended = await _isolation.run({"limits": limits}, b"", timeout=30)
+    environment, found, modules, opening = json.loads(ended.output)
     assert {"AWS_SECRET_ACCESS_KEY", "PYTHONPATH", "PATH", "HOME"} & set(environment) == set()
     assert found == [7, 0]
     assert modules == []
+    assert opening == ["Too many open files"] * 2
 
 
 @pytest.mark.parametrize(
@@ -370,21 +378,34 @@ async def test_no_process_outlives_whoever_waits_for_it(monkeypatch, tmp_path):
         os.kill(int(began.read_text()), 0)
 
 
-async def test_no_more_processes_run_than_are_allowed(monkeypatch):
-    running, most = 0, 0
+async def test_no_more_processes_run_than_are_allowed_and_nothing_is_fetched_before(monkeypatch):
+    running, most, fetched = 0, 0, 0
 
     async def run(*_: object, **__: object) -> _isolation.Ended:
         nonlocal running, most
         running += 1
         most = max(most, running)
+        assert fetched <= done + 2
         await asyncio.sleep(0)
         running -= 1
         return _isolation.Ended(0, b'{"refused": "format", "detail": "no"}\n', "")
 
+    async def fetch() -> bytes:
+        nonlocal fetched
+        fetched += 1
+        return b""
+
+    async def ask() -> None:
+        nonlocal done
+        with pytest.raises(ImageRefused):
+            await bounded.placeholder(fetch)
+        done += 1
+
+    done = 0
     monkeypatch.setattr(_isolation, "run", run)
     bounded = Images(max_processes=2)
-    results = await asyncio.gather(*(bounded.placeholder(b"") for _ in range(10)), return_exceptions=True)
-    assert len(results) == 10
+    await asyncio.gather(*(ask() for _ in range(10)))
+    assert done == fetched == 10
     assert most == 2
 
 

@@ -84,6 +84,9 @@ def test_any_bytes_can_be_looked_at(head):
         (b"\0\1", None, "application/octet-stream"),
         (b"", None, "application/octet-stream"),
         (b"", "text/plain", "text/plain"),
+        (b"\0\1", "application/x-own", "application/x-own"),
+        (b"\0\1", "image/x-own", "application/octet-stream"),
+        (FTYP + b"3gp4", "video/3gpp", "video/3gpp"),
     ],
 )
 def test_what_is_said_may_be_finer(head, said, expected):
@@ -98,6 +101,17 @@ def test_what_is_said_may_be_finer(head, said, expected):
 def test_what_is_said_may_not_contradict_the_bytes(head, said):
     with pytest.raises(InvalidFile, match=r"^content_type: the bytes are not "):
         decide(head, said, None)
+
+
+XHTML = b'<?xml version="1.0"?><html xmlns="http://www.w3.org/1999/xhtml"><script>alert(1)</script></html>'
+
+
+@pytest.mark.parametrize("kind", ["image", "audio", "video", "font"])
+@pytest.mark.parametrize("subtype", ["x+xml", "xhtml+xml", "svg", "svg+xml", "x-own"])
+@pytest.mark.parametrize("head", [XHTML, b"text", ZIP])
+def test_no_document_passes_for_what_is_seen_or_heard(head, kind, subtype):
+    with pytest.raises(InvalidFile, match="the bytes are not"):
+        decide(head, f"{kind}/{subtype}", [f"{kind}/*"])
 
 
 @pytest.mark.parametrize("said", ["", "png", "image/", "image/png\r\nX: y", "a b/c", 3, "image/*"])

@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 from click import unstyle
 from click.testing import CliRunner, Result
-from sqlalchemy import text, update
+from sqlalchemy import Engine, event, insert, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from queue_kit import CronJob, Handlers, JobState, QueueWorker, _health, add_job, register_cron_jobs, sqlite_engine
 from queue_kit.cli import main
 from queue_kit.cli.database import PROBE
-from queue_kit.models import WORKERS
+from queue_kit.models import HISTORY, WORKERS
 from tests.conftest import sqlite_url
 from tests.database.clock import database_now, far, occurrence
 from tests.database.running import job_in, raw
@@ -32,6 +32,7 @@ from tests.proxy import Proxy, url_through
 from tests.support import change, row_of, until
 
 VARIABLE = "QUEUE_KIT_DATABASE_URL"
+ONLY_TOO_DEEP_TO_PRINT = "[" * 500 + "]" * 500
 HOSTILE = "\x1b]0;owned\x07\x1b[2Jbad\r\u202etxt"
 
 
@@ -174,7 +175,7 @@ async def test_what_others_wrote_reaches_no_terminal_with_its_control_characters
         "failed",
         name=HOSTILE,
         data={HOSTILE: HOSTILE},
-        errors=error(HOSTILE, HOSTILE, f"{HOSTILE}\n{HOSTILE}"),
+        errors=[error(HOSTILE, HOSTILE, f"{HOSTILE}\n{HOSTILE}")[0] | {"spans": [{"name": HOSTILE, "seconds": 1}]}],
         cron_name=HOSTILE,
         unique_key=HOSTILE,
     )
@@ -202,7 +203,7 @@ async def test_a_record_that_somebody_spoiled_is_still_shown(engine, cli, errors
     [
         *[(column, value) for column in ("data", "errors") for value in ("[" * 3_000 + "]" * 3_000,)],
         ("trace_context", "9" * 6_000),
-        ("data", "[" * 500 + "]" * 500),
+        ("data", ONLY_TOO_DEEP_TO_PRINT),
         ("data", "9" * 6_000),
         *[(column, "12000-01-01") for column in ("scheduled_at", "created_at", "updated_at", "lease_until")],
     ],
@@ -220,9 +221,20 @@ async def test_what_python_cannot_read_hides_no_other_job(engine, cli, column, v
     told = await cli("show", str(bad))
     if value.startswith("12000"):
         assert listed[0][column].startswith("12000-01-01")
-    elif len(value) > 1_000:
-        assert f"{column} cannot be read" in told
         assert list(listed[0]["unreadable"]) == [column]
+    elif len(value) > 1_000:
+        assert list(listed[0]["unreadable"]) == [column]
+    for spoiled in listed[0]["unreadable"]:
+        assert f"{spoiled} cannot be read" in told
+        mend = re.search(rf"UPDATE queue_kit_job SET {spoiled} = .* WHERE id = {bad};", told)
+        if value == ONLY_TOO_DEEP_TO_PRINT:  # a worker can read it: no advice to throw it away
+            assert mend is None
+            return
+        assert mend
+        assert ("payload is lost by that" in told) is (spoiled == "data")
+        await raw(engine, mend[0])
+    mended = await cli("show", str(bad))
+    assert ("cannot be read" in mended, "UPDATE" in mended) == (False, False)
     assert "mail" in await cli("failures")
 
 
@@ -339,6 +351,62 @@ async def test_cron_entries_are_listed_paused_resumed_and_run(engine, cli):
     assert json.loads(await cli("cron", "run", "report.daily", "--json")) == {"id": job_id}
     for command in ("pause", "resume", "run"):
         assert "there is no cron job named 'nobody'" in await cli("cron", command, "nobody", status=1)
+
+
+@pytest.mark.parametrize("elsewhere", [None, "sqlite:////nowhere/else.db"])
+async def test_options_of_cron_stand_before_its_commands_or_behind_them(engine, database_url, elsewhere):
+    """Before or behind, what was typed goes before the environment: else another database would be changed."""
+    await register_cron_jobs(engine, [CronJob("report.daily", far())])
+
+    async def cron(*arguments: str) -> str:
+        invoke = CliRunner().invoke
+        result = await asyncio.to_thread(invoke, main, ["cron", *arguments], env={VARIABLE: elsewhere})
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    url = ("--database-url", database_url)
+    wrong = ("--database-url", "sqlite:////nowhere/at/all.db")
+    for before, behind in ((url, ()), ((), url), (wrong, url)):
+        for command, says in (("pause", "is paused"), ("resume", "goes on")):
+            assert says in await cron(*before, command, "report.daily", *behind)
+        job_id = int(await cron(*before, "run", "report.daily", *behind))
+    assert json.loads(await cron(*url, "--json", "run", "report.daily")) == {"id": job_id}
+    assert json.loads(await cron(*url, "--json"))[0]["job_id"] == job_id
+
+
+async def test_who_counts_workers_asks_for_none_of_their_jobs(engine, cli):
+    sent: list[str] = []
+
+    def remember(_connection, _cursor, statement, *_):
+        sent.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", remember)
+    try:
+        async with QueueWorker(engine, {"a": nothing}):
+            sent.clear()
+            assert json.loads(await cli("insights", "--json"))["workers"] == 1
+            assert "said" in await cli("check", "--worker")
+            assert not [each for each in sent if each.startswith("SELECT head.")]
+            assert json.loads(await cli("workers", "--json"))[0]["jobs"] == []
+            assert [each for each in sent if each.startswith("SELECT head.")]
+    finally:
+        event.remove(Engine, "before_cursor_execute", remember)
+
+
+async def test_rates_tell_a_try_that_is_retried_from_a_job_that_failed(engine, cli):
+    minute = (await database_now(engine)).replace(second=0, microsecond=0) - timedelta(minutes=2)
+    async with engine.begin() as connection:
+        row = {"minute": minute, "name": "mail", "completed": 50, "retried": 20, "failed": 5}
+        await connection.execute(insert(HISTORY).values(**row))
+    overview = json.loads(await cli("insights", "--json"))
+    for counts in (overview, overview["by_name"]["mail"]):
+        rates = [counts[f"{end}_per_minute"] for end in ("completed", "retried", "failed")]
+        assert rates == [10, 4, 1]
+    said = await cli("insights")
+    assert "a minute: 10.0 completed, 4.0 failed tries to be retried, 1.0 failed for good" in said
+
+
+async def nothing(event, session, job): ...
 
 
 async def test_failures_and_insights_tell_a_script(engine, cli):

@@ -105,8 +105,8 @@ def test_bars_are_as_high_as_their_counts_and_stand_on_each_other():
         ("again", 10.0, 30.0),
         ("bad", 0.0, 10.0),
     ]
-    assert chart.columns[1].title == "12:01 UTC: 60 completed, 30 retried, 10 failed"
-    assert chart.summary == "100 completed, 30 retried, 10 failed"
+    assert chart.columns[1].title == "12:01 UTC: 60 completed; 30 failed, tried again; 10 failed for good"
+    assert chart.summary == "100 completed; 30 failed, tried again; 10 failed for good"
 
 
 def test_one_failure_among_many_runs_is_seen():

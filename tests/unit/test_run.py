@@ -13,8 +13,9 @@ from pydantic import BaseModel, field_validator
 
 from queue_kit import Cancelled, DeadlineExceeded, Discard, Job, LeaseLost, ShuttingDown, Snooze
 from queue_kit._deadlines import Deadlines
+from queue_kit._error_record import MAX_MESSAGE, MAX_TRACEBACK
 from queue_kit._handler import Handler
-from queue_kit._run import MAX_MESSAGE, MAX_TRACEBACK, Limits, Run, without_running
+from queue_kit._run import Limits, Run, without_running
 from queue_kit.job import Claimed, Outcome, Verdict
 
 REASONS = {

@@ -18,7 +18,13 @@ CACHE_CONTROL = "private, max-age=120, must-revalidate"
 
 NOT_FOUND_HEADERS = {"Content-Type": "text/plain; charset=utf-8", "Cache-Control": "no-store"}
 
-_SHOWN_INLINE = re.compile(r"image/(?!svg)[a-z0-9.+-]+|(?:audio|video)/[a-z0-9.+-]+|text/plain|application/pdf")
+# One by one: whatever ends in +xml is a document to a browser, which it runs.
+_SHOWN_INLINE = frozenset(
+    {"application/pdf", "text/plain"}
+    | {f"image/{kind}" for kind in ["avif", "bmp", "gif", "heic", "heif", "jpeg", "png", "tiff", "webp", "x-icon"]}
+    | {f"audio/{kind}" for kind in ["aac", "flac", "mp4", "mpeg", "ogg", "wav", "webm"]}
+    | {f"video/{kind}" for kind in ["mp4", "ogg", "quicktime", "webm"]}
+)
 _CONTENT_TYPE = re.compile(r"[a-z0-9!#$&^_.+-]+/[a-z0-9!#$&^_.+-]+")
 _RANGE = re.compile(r"bytes=[ \t]*(\d*)-(\d*)[ \t]*", re.ASCII | re.IGNORECASE)
 _ETAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"')
@@ -144,7 +150,7 @@ def _date(value: str | None) -> datetime | None:
 def _described(file: File, *, download: bool) -> dict[str, str]:
     """The headers about the content. A row may be written by hand, so nothing of it is taken as it is."""
     content_type = file.content_type if _CONTENT_TYPE.fullmatch(file.content_type) else "application/octet-stream"
-    inline = not download and _SHOWN_INLINE.fullmatch(content_type) is not None
+    inline = not download and content_type in _SHOWN_INLINE
     headers = {
         "Content-Type": f"{content_type}; charset=utf-8" if content_type.startswith("text/") else content_type,
         "Content-Disposition": content_disposition(file.name, inline=inline),

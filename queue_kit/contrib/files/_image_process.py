@@ -1,18 +1,33 @@
 """The process in which an image is decoded: it reads one image from stdin, writes one answer to stdout, and ends.
 
-A stranger's bytes meet a decoder here and nowhere else. So this module imports Pillow and nothing of the library, and
-limits its own memory, time and output before it reads a byte. The other side is `_isolation.py`; what may be asked is
-in `images.py`. An answer is a line of JSON and, behind it, the bytes of the image that was made.
+A stranger's bytes meet a decoder here and nowhere else. So this module imports Pillow and nothing of the library.
+Before it reads a byte it limits its own memory, time and output, and gives up opening anything. The other side is
+`_isolation.py`; what may be asked is in `images.py`. An answer is a line of JSON and, behind it, the bytes of the image
+that was made.
 """
 
 import base64
+import codecs
+import copy
+import errno
 import io
 import json
 import sys
 import warnings
 from typing import Any
 
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import (
+    AvifImagePlugin,
+    Image,
+    ImageCms,
+    ImageColor,
+    ImageFile,
+    ImagePalette,
+    MpoImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
 
 try:
     import resource
@@ -21,6 +36,12 @@ except ImportError:  # Windows has no such limits
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF")
 """What is decoded at all: Pillow would recognise some forty formats, EPS and its interpreter among them."""
+
+# What Pillow would load when it first needs it, and cannot any more by then.
+Image.preinit()
+_LOADED = (copy, ImageColor, ImageFile, ImagePalette, MpoImagePlugin, TiffImagePlugin, WebPImagePlugin)
+for _encoding in ("ascii", "latin-1", "utf-8", "utf-16"):
+    codecs.lookup(_encoding)
 
 KEPT = {"MPO": "JPEG", "GIF": "PNG"}
 """What is written in another format than it came in: a telephone's pair of pictures, and a GIF that does not move."""
@@ -63,20 +84,24 @@ def main(argument: str) -> None:
         answer, made = {"refused": refused.reason, "detail": str(refused)}, b""
     except MemoryError:
         answer, made = {"refused": "memory", "detail": "it does not fit into the memory allowed"}, b""
-    except Exception as error:  # noqa: BLE001 - whatever a decoder raises is about its input
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.EMFILE:
+            raise  # of what is loaded above, something is missing
+        # Whatever else a decoder raises is about its input.
         answer, made = {"refused": "damaged", "detail": f"{type(error).__name__}: {error}"[:200]}, b""
     sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n" + made)
 
 
 def confine(*, memory: int, seconds: int, output: int) -> None:
-    """Limit this process: bytes of memory, seconds of processor time, bytes that it may write. No core is left."""
+    """Limit this process: bytes of memory, seconds of processor time, bytes that it may write. It opens no file and no
+    connection from now on, and leaves no core."""
     if resource is None:
         return
     wanted = {
         "RLIMIT_AS": (memory, memory),
         "RLIMIT_CPU": (seconds, seconds + 1),  # at the first a signal says why, at the second it is only killed
         "RLIMIT_FSIZE": (output, output),
-        "RLIMIT_NOFILE": (64, 64),
+        "RLIMIT_NOFILE": (0, 0),
         "RLIMIT_CORE": (0, 0),
     }
     for name, limit in wanted.items():
@@ -97,6 +122,7 @@ def answered(data: bytes, *, task: str, max_pixels: int, **options: Any) -> tupl
 def opened(data: bytes, max_pixels: int) -> Image.Image:
     """An image of which the header is read and nothing is decoded; refused by what that says."""
     Image.MAX_IMAGE_PIXELS = max_pixels
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     warnings.simplefilter("error", Image.DecompressionBombWarning)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)

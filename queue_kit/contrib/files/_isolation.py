@@ -32,7 +32,7 @@ _INHERITED = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 
 
 class Ended(NamedTuple):
-    """How a process ended: its status (a signal is negative), what it wrote, and the end of what it complained of."""
+    """How a process ended: its status (a signal is negative), what it wrote, and the beginning of its complaints."""
 
     status: int
     output: bytes
@@ -59,10 +59,8 @@ async def run(request: dict[str, Any], image: bytes, *, timeout: float) -> Ended
             raise TimeoutError(f"an image was not done within {timeout:g} s: is the machine too busy?") from None
         finally:
             await _kill(process)
-        complaint.seek(0)
-        return Ended(
-            status, await to_thread.run_sync(_content, output), complaint.read()[-2_000:].decode(errors="replace")
-        )
+        said = await to_thread.run_sync(_beginning, complaint)
+        return Ended(status, await to_thread.run_sync(_content, output), said)
 
 
 def _environment() -> dict[str, str]:
@@ -86,3 +84,8 @@ def _fill(file: IO[bytes], content: bytes) -> None:
 def _content(file: IO[bytes]) -> bytes:
     file.seek(0)
     return file.read()
+
+
+def _beginning(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read(2_000).decode(errors="replace")

@@ -36,6 +36,10 @@ _STARTS: dict[bytes, str] = {
     b"ID3\x02": "audio/mpeg",
     b"ID3\x03": "audio/mpeg",
     b"ID3\x04": "audio/mpeg",
+    b"wOFF": "font/woff",
+    b"wOF2": "font/woff2",
+    b"\xff\xf1": "audio/aac",
+    b"\xff\xf9": "audio/aac",
     b"\xff\xfb": "audio/mpeg",
     b"\xff\xf3": "audio/mpeg",
     b"\xff\xf2": "audio/mpeg",
@@ -59,7 +63,7 @@ _ALIASES = {
     "application/x-gzip": "application/gzip",
 }
 _FINER = {
-    "video/mp4": {"audio/mp4"},
+    "video/mp4": {"audio/mp4", "video/3gpp"},
     "video/webm": {"audio/webm", "video/x-matroska"},
     "audio/ogg": {"video/ogg", "application/ogg"},
 }
@@ -109,6 +113,12 @@ def _of_text(head: bytes) -> str | None:
     return next((kind for kind, matches in kinds.items() if matches(text)), TEXT)
 
 
+_COARSE = (None, TEXT, ZIP, "text/xml")
+"""What is found where the bytes cannot tell more."""
+
+_SEEN = ("image/", "audio/", "video/", "font/")
+"""What is never believed without a signature, so a browser is shown nothing else under such a name."""
+
 _FOUND = {*_STARTS.values(), *_IN_RIFF.values(), *_BRANDS.values(), "image/bmp", "image/svg+xml", "text/html"}
 
 
@@ -132,8 +142,11 @@ def _agree(found: str | None, given: str | None) -> str:
     if given in (None, UNKNOWN, found):
         return found or UNKNOWN
     assert given is not None
-    coarse = found in (None, TEXT, ZIP, "text/xml") and given not in _FOUND
-    if coarse or given in _FINER.get(found or "", ()):
+    if given in _FINER.get(found or "", ()):
+        return given
+    if given.startswith(_SEEN) and found is None and given not in _FOUND:
+        return UNKNOWN
+    if found in _COARSE and given not in _FOUND and not given.startswith(_SEEN):
         return given
     raise InvalidFile("content_type", f"the bytes are not {given}" + (f" but {found}" if found else ""))
 

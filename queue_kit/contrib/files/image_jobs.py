@@ -8,6 +8,7 @@ What cannot be worked on is noted on the file, so that nobody tries it again; a 
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePath
 from uuid import UUID
 
@@ -68,7 +69,7 @@ def job_file_generate_placeholder_image(store: FileStore) -> HandlerFunction[Pla
             return
         try:
             with event.span("image.placeholder"):
-                found = await store.images.placeholder(await _originals.content_of(store, original))
+                found = await store.images.placeholder(partial(_originals.content_of, store, original))
         except ImageRefused as refused:
             await _refuse(event, session, original, refused)
         else:
@@ -98,13 +99,15 @@ def job_file_transform_image(store: FileStore) -> HandlerFunction[TransformJob]:
             return
         try:
             with event.span("image.transform"):
-                made = await store.images.make(await _originals.content_of(store, original), variant)
+                made = await store.images.make(partial(_originals.content_of, store, original), variant)
         except ImageRefused as refused:
             await _refuse(event, session, original, refused)
             return
         stored = await store.write(made.content)
         if await _originals.lock(session, original) is None:
             event.log.info("file %s was changed or deleted meanwhile", original.id)
+            return
+        if await _originals.variant_of(session, original.id, variant) is not None:
             return
         session.add(
             File(

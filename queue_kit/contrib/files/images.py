@@ -8,7 +8,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -25,6 +25,9 @@ REASONS = frozenset({"format", "animated", "damaged", "pixels", "memory"})
 """Why a process refuses an image; `bytes` and `time` are found out here."""
 
 _PLACEHOLDER = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/]{1,476}={0,2}")
+
+ImageContent: TypeAlias = bytes | Callable[[], Awaitable[bytes]]
+"""The bytes of an image, or what fetches them when it is their turn: so those that wait take no memory."""
 
 Rotation: TypeAlias = Literal[0, 90, 180, 270]
 """Degrees, clockwise."""
@@ -122,7 +125,7 @@ class Images:
         """
         return accepted(accept, self.formats)
 
-    async def placeholder(self, image: bytes) -> Placeholder:
+    async def placeholder(self, image: ImageContent) -> Placeholder:
         """The placeholder of an image. Raises `ImageRefused`, and `TimeoutError` when the machine is too busy.
 
         >>> async def size_of(image):
@@ -132,7 +135,7 @@ class Images:
         found, _ = await self._ask(image, task="placeholder")
         return _placeholder_of(found)
 
-    async def make(self, image: bytes, variant: Variant) -> MadeImage:
+    async def make(self, image: ImageContent, variant: Variant) -> MadeImage:
         """A variant of an image: upright, no larger than the image, in sRGB, without its metadata.
 
         Raises `ImageRefused`, and `TimeoutError` when the machine is too busy.
@@ -143,7 +146,7 @@ class Images:
         return await self._made(image, width=variant.width, quality=variant.quality, format=variant.format)
 
     async def clean(
-        self, image: bytes, *, rotate: Rotation = 0, width: int | None = None, quality: int = 90
+        self, image: ImageContent, *, rotate: Rotation = 0, width: int | None = None, quality: int = 90
     ) -> MadeImage:
         """An image again, in its own format: upright, turned clockwise by `rotate` degrees, at most `width` pixels
         wide, in sRGB, without its metadata (the place where it was taken, the camera, an embedded preview).
@@ -160,17 +163,18 @@ class Images:
         quality = min(check_size(quality, "quality"), 100)
         return await self._made(image, width=width, quality=quality, format="original", rotate=rotate)
 
-    async def _made(self, image: bytes, **options: Any) -> MadeImage:
+    async def _made(self, image: ImageContent, **options: Any) -> MadeImage:
         found, content = await self._ask(image, task="transform", **options)
         return _made_by(found, content)
 
-    async def _ask(self, image: bytes, **request: Any) -> tuple[dict[str, Any], bytes]:
-        if len(image) > self.max_bytes:
-            raise ImageRefused("bytes", f"{len(image)} bytes are more than {self.max_bytes}")
+    async def _ask(self, image: ImageContent, **request: Any) -> tuple[dict[str, Any], bytes]:
         limits = {"memory": self.max_memory, "seconds": self.max_seconds, "output": 4 * self.max_bytes}
         request |= {"max_pixels": self.max_pixels, "limits": limits}
         async with self._slots.here():
-            ended = await _isolation.run(request, image, timeout=self.timeout)
+            content = image if isinstance(image, bytes) else await image()
+            if len(content) > self.max_bytes:
+                raise ImageRefused("bytes", f"{len(content)} bytes are more than {self.max_bytes}")
+            ended = await _isolation.run(request, content, timeout=self.timeout)
         if ended.status == _isolation.OUT_OF_TIME:
             raise ImageRefused("time", f"it takes more than {self.max_seconds} s")
         return _understood(ended)

@@ -17,8 +17,9 @@ CLEANUP_JOB = "queue_kit.file.cleanup"
 CLEANUP_TIMEOUT = 3_600.0
 """Seconds. What is deleted by then stays deleted, and the next run goes on."""
 
-TRANSFER = 60.0
-"""Seconds for an image to come from storage and go there, and to wait for its turn."""
+TRANSFER = 900.0
+"""Seconds for an image to wait for its turn, to come from storage and to go there. What takes long is the waiting, when
+many are uploaded at once; the work itself has its own limits."""
 
 
 def file_jobs(store: FileStore) -> Handlers:

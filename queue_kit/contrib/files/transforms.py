@@ -1,5 +1,6 @@
 """What is sent for an image, and an image changed for good. The jobs in `image_jobs.py` do the work of the first."""
 
+from functools import partial
 from typing import Literal, NamedTuple, TypeAlias
 from uuid import UUID
 
@@ -125,7 +126,7 @@ async def transform_file_in_place(
     if not _originals.is_transformable(file):
         raise ImageRefused("format", f"{file.content_type} is not worked on")
     original = _originals.Original(file.id, file.object_key, file.name)
-    content = await _originals.content_of(store, original)
+    content = partial(_originals.content_of, store, original)
     made = await store.images.clean(content, rotate=rotate, width=width, quality=quality)
     async with session_on(db) as session:
         if await _originals.lock(session, original) is None:

@@ -122,6 +122,17 @@ if (liveButton !== null) {
   plan();
 }
 
+// --- picking ---
+
+document.addEventListener("change", ({ target }) => {
+  const all = document.getElementById("pick-all");
+  if (target === all) {
+    for (const box of document.querySelectorAll("tbody .pick input")) box.checked = all.checked;
+  } else if (target.closest(".pick")) {
+    all.checked = false; // else it would say so of rows that are not
+  }
+});
+
 // --- changes ---
 
 document.addEventListener("submit", async (event) => {

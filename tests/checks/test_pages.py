@@ -1,0 +1,103 @@
+"""The pages keep their word: each snippet of the documentation that is new here is run as it stands, on SQLite."""
+
+import re
+import runpy
+import socket
+import tomllib
+from pathlib import Path
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from queue_kit import CronJob, sqlite_engine
+from tests.checks.reader import Notebook, Shell, save
+from tests.checks.test_documents import blocks
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+ELSEWHERE = {"testing.md", "telemetry.md", "files.md", "sessions.md"}
+"""Pages that other tests run."""
+
+OLDER = {"operating.md", "dashboard.md", "scaling.md", "cli.md", "performance.md", "reliability.md"}
+"""Pages whose few snippets are shown in the tests of what they describe."""
+
+STARTS = [*sorted((DOCS / "start").glob("*.md")), DOCS / "alembic.md"]
+"""Pages whose files and commands make a small application."""
+
+PAGES = sorted(
+    page
+    for page in [*DOCS.glob("*.md"), *DOCS.glob("moving/*.md")]
+    if page.name not in ELSEWHERE | OLDER | {"alembic.md"} and "```python" in page.read_text()
+)
+
+
+@pytest.fixture
+async def sqlite(sqlite_path: Path):
+    engine: AsyncEngine = sqlite_engine(sqlite_path)
+    yield engine
+    await engine.dispose()
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.stem) for page in STARTS])
+async def test_a_start_page_does_what_it_says(page: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shell = Shell(tmp_path, port)
+    try:
+        for block in blocks(page.read_text()):
+            await shell.read(block)
+    finally:
+        await shell.close()
+    assert shell.commands >= 4
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.stem) for page in PAGES])
+async def test_a_page_does_what_it_says(
+    page: Path, sqlite: AsyncEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    notebook = Notebook(f"page_{page.stem.replace('-', '_')}", engine=sqlite)
+    for block in blocks(page.read_text()):
+        if block.title:
+            save(block, tmp_path)
+        elif block.language == "python":
+            await notebook.read(block)
+    notebook.close()
+    assert notebook.promised
+
+
+def test_there_are_pages_to_run() -> None:
+    assert len(STARTS) == 4
+    assert {"enqueue.md", "handlers.md", "time.md", "cron.md"} <= {page.name for page in PAGES}
+
+
+def test_the_expressions_of_the_page_on_cron_can_be_scheduled() -> None:
+    expressions = re.findall(r"^\| `([^`]+)` \|", (DOCS / "cron.md").read_text(), re.MULTILINE)
+    assert len(expressions) >= 5
+    assert all(CronJob("any", expression).schedule() for expression in expressions)
+
+
+def test_the_drawings_are_what_their_script_draws() -> None:
+    drawings = runpy.run_path(str(DOCS / "_site" / "drawings.py"))["DRAWINGS"]
+    stale = [name for name, draw in drawings.items() if (DOCS / "images" / name).read_text() != draw()]
+    assert stale == [], "draw them again: python docs/_site/drawings.py"
+
+
+def test_the_page_on_dependencies_has_them_all() -> None:
+    project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())["project"]
+    page = (DOCS / "dependencies.md").read_text()
+    for each in project["dependencies"]:
+        assert re.search(rf"^\| `{re.escape(each.split(';')[0])}` \| \w", page, re.MULTILINE), each
+    for extra, requirements in project["optional-dependencies"].items():
+        if extra not in {"test", "all"}:
+            brought = ", ".join(f"`{each}`" for each in requirements)
+            assert f"| `{extra}` | {brought} |" in page, extra
+
+
+def test_the_reference_has_every_public_name() -> None:
+    named = set(re.findall(r"^::: queue_kit\.(\S+)$", (DOCS / "api.md").read_text(), re.MULTILINE))
+    listed = {line.strip() for line in (DOCS.parent / "tests" / "checks" / "api.txt").read_text().splitlines()}
+    public = {re.sub(r"[(:].*", "", line) for line in listed}
+    methods = {name for name in public if name.rpartition(".")[0] in public}
+    assert public - methods - named == set()
