@@ -4,7 +4,7 @@
     SESSION_KEY=$(python -c 'import secrets; print(secrets.token_urlsafe(64))') \\
         uvicorn --app-dir examples --factory sessions:create_app
 
-    curl -X POST localhost:8000/log-in -H 'content-type: application/json' -d '{"name": "ada", "password": "engine"}'
+    curl -X POST localhost:8000/log-in -H 'content-type: application/json' -d '{"name": "ada", "passphrase": "engine"}'
     curl localhost:8000/cart -H 'authorization: Bearer ACCESS_TOKEN'
     curl -X POST localhost:8000/refresh -H 'content-type: application/json' -d '{"refresh_token": "REFRESH_TOKEN"}'
 
@@ -53,7 +53,7 @@ class LogIn(BaseModel):
     """What a client sends once."""
 
     name: str
-    password: str
+    passphrase: str
 
 
 class Refresh(BaseModel):
@@ -104,8 +104,8 @@ def create_app() -> FastAPI:
     @app.post("/log-in")
     async def log_in(who: LogIn, response: Response) -> Tokens:
         expected = USERS.get(who.name)
-        if expected is None or not hmac.compare_digest(expected.encode(), who.password.encode()):
-            raise HTTPException(401, "name or password is wrong")
+        if expected is None or not hmac.compare_digest(expected.encode(), who.passphrase.encode()):
+            raise HTTPException(401, "name or passphrase is wrong")
         return Tokens.of(await store.create(engine, Cart(who.name)), response)
 
     @app.post("/refresh")

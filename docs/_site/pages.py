@@ -19,29 +19,12 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 ALWAYS = ("SECURITY.md", "CHANGELOG.md", "CONTRIBUTING.md")
 """Files of the checkout that the navigation names."""
 
-COMING = ("files.md", "sessions.md")
-"""Pages that may not be there yet: the navigation leaves them out until they are."""
-
 LINK = re.compile(r"(?<=\]\()(?!https?:|#|mailto:)([^)#\s]+)")
 ASKS = re.compile(
     r"""<(?:script|img|iframe|source|audio|video|embed)\b[^>]*\bsrc=["']?(?:https?:)?//"""
     r"""|<link\b(?=[^>]*\brel=["']?(?:stylesheet|preload|preconnect|dns-prefetch|icon|modulepreload|manifest))[^>]*\bhref=["']?(?:https?:)?//"""
     r"""|url\(\s*["']?(?:https?:)?//|@import\s+["'](?:https?:)?//|class=["']?mermaid"""
 )
-
-
-def on_config(config: MkDocsConfig) -> None:
-    """Leave out of the navigation what is not written yet."""
-    config.nav = _without({name for name in COMING if not (Path(config.docs_dir) / name).exists()}, config.nav)
-
-
-def _without(names: set[str], nav: Any) -> Any:
-    if isinstance(nav, dict):
-        return {title: _without(names, each) for title, each in nav.items()}
-    if isinstance(nav, list):
-        kept = [each for each in nav if not (isinstance(each, dict) and names & {str(page) for page in each.values()})]
-        return [_without(names, each) for each in kept]
-    return nav
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:

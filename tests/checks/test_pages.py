@@ -7,18 +7,19 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from queue_kit import CronJob, sqlite_engine
+import queue_kit
+from queue_kit import CronJob, Handlers, QueueWorker, get_job, sqlite_engine
 from tests.checks.reader import Notebook, Shell, save
 from tests.checks.test_documents import blocks
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-ELSEWHERE = {"testing.md", "telemetry.md"}
+ELSEWHERE = {"testing.md", "telemetry.md", "dashboard.md", "files.md", "sessions.md"}
 """Pages that other tests run."""
 
-OLDER = {"operating.md", "dashboard.md", "scaling.md", "cli.md", "performance.md", "reliability.md"}
-"""Pages whose few snippets are shown in the tests of what they describe."""
+FRAGMENTS = ("operating.md", "scaling.md", "performance.md")
+"""Pages whose few snippets take the names of the library, an engine and handlers for given."""
 
 STARTS = [*sorted((DOCS / "start").glob("*.md")), DOCS / "alembic.md"]
 """Pages whose files and commands make a small application."""
@@ -26,7 +27,7 @@ STARTS = [*sorted((DOCS / "start").glob("*.md")), DOCS / "alembic.md"]
 PAGES = sorted(
     page
     for page in [*DOCS.glob("*.md"), *DOCS.glob("moving/*.md")]
-    if page.name not in ELSEWHERE | OLDER | {"alembic.md"} and "```python" in page.read_text()
+    if page.name not in {*ELSEWHERE, *FRAGMENTS, "alembic.md"} and "```python" in page.read_text()
 )
 
 
@@ -65,6 +66,28 @@ async def test_a_page_does_what_it_says(
             await notebook.read(block)
     notebook.close()
     assert notebook.promised
+
+
+async def test_fragments_run_with_what_they_take_for_given(sqlite: AsyncEngine) -> None:
+    jobs = Handlers()
+
+    @jobs.handler("broken", max_retry_count=1)
+    async def broken(event, session, job):
+        raise ValueError("no such user: 7")
+
+    job_id = await broken.add(sqlite)
+    await QueueWorker(sqlite, jobs).drain()
+    given = {name: getattr(queue_kit, name) for name in queue_kit.__all__}
+    given |= {"create_async_engine": create_async_engine, "jobs": jobs}
+    for page in FRAGMENTS:
+        notebook = Notebook("fragments", engine=sqlite, **given)
+        snippets = [block for block in blocks((DOCS / page).read_text()) if block.language == "python"]
+        assert snippets
+        for block in snippets:
+            await notebook.read(block)
+        if page == "operating.md":
+            assert notebook.printed[0].startswith("1 broken ValueError")
+            assert (await get_job(sqlite, job_id)).state == "ready"
 
 
 def test_there_are_pages_to_run() -> None:
