@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from textwrap import indent
 from uuid import uuid4
 
 import httpx
@@ -15,6 +16,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from tests.checks.test_documents import blocks
 from tests.conftest import engine_for
 from tests.support import until
 from tests.system.test_pytest_plugin import run
@@ -33,6 +35,16 @@ async def test_its_own_tests_pass(on: str, request: pytest.FixtureRequest, tmp_p
         arguments = "--queue-kit-server", request.getfixturevalue("server").url
 
     assert f"{tests} passed" in await run(SHOP, "--basetemp", tmp_path / "run", *arguments, cwd=tmp_path)
+
+
+def test_the_page_shows_the_shop_as_it_is() -> None:
+    shown = [
+        block for block in blocks((SHOP.parents[1] / "docs" / "shop.md").read_text()) if block.language == "python"
+    ]
+    assert len(shown) >= 10
+    for block in shown:
+        source = (SHOP.parents[1] / block.title).read_text()
+        assert all(part in source or indent(part, "    ") in source for part in block.text.strip().split("\n\n\n"))
 
 
 @contextlib.asynccontextmanager
