@@ -30,7 +30,7 @@ def engine_from_url(url: str, **engine_options: Any) -> AsyncEngine:
     `create_async_engine`. Raises `ConfigurationError` for another database, and for a URL that cannot be read, which
     is not quoted.
 
-    >>> engine = engine_from_url(os.environ.get("DATABASE_URL", "sqlite:///app.db"))
+    >>> engine = engine_from_url("sqlite:///app.db")
     """
     read = read_url(url)
     if read.get_backend_name() == "sqlite":

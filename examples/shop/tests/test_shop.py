@@ -7,7 +7,6 @@ from datetime import UTC, date, datetime, timedelta
 from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import default
-from functools import partial
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -60,8 +59,7 @@ async def count(session: AsyncSession, table: type[object]) -> int:
 
 def sent(outbox: Path) -> list[EmailMessage]:
     """The mail that went out."""
-    read = partial(message_from_bytes, _class=EmailMessage, policy=default)
-    return [read(file.read_bytes()) for file in outbox.glob("*.eml")]
+    return [message_from_bytes(file.read_bytes(), policy=default) for file in outbox.glob("*.eml")]
 
 
 # --- the order flow ---------------------------------------------------------------------------------------------------
