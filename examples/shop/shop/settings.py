@@ -2,7 +2,7 @@
 
 import os
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -11,9 +11,9 @@ class Settings:
     """`folder` is for uploads and outgoing mail."""
 
     folder: Path
-    database_url: str
-    session_key: str
-    metrics_token: str = ""
+    database_url: str = field(repr=False)  # it may hold a password
+    session_key: str = field(repr=False)
+    metrics_token: str = field(default="", repr=False)
     lease: float = 30.0
 
     @classmethod

@@ -148,7 +148,7 @@ async def test_the_pages(queue_kit_database_url: str, queue_kit_engine: AsyncEng
 
     async with browser() as ada, browser() as staff, browser() as stranger:
         assert (await ada.post("/log-in", data=ADA)).status_code == 401
-        assert (await ada.post("/sign-up", data=ADA | {"password": "short"})).status_code == 422
+        assert (await ada.post("/sign-up", data={"email": ADA["email"]})).status_code == 422
         assert (await ada.post("/sign-up", data=ADA)).headers["location"] == "/"
         assert (await stranger.post("/sign-up", data=ADA)).status_code == 409
         assert (await staff.post("/log-in", data={"email": prepare.STAFF, "password": PASSWORD})).status_code == 303
