@@ -5,10 +5,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from starlette.exceptions import HTTPException
 
 from queue_kit import QueueWorker, engine_from_url, install_hooks, register_cron_jobs
 from queue_kit.contrib.files import FileStore, Images
@@ -18,7 +20,7 @@ from queue_kit.telemetry.metrics import PrometheusMetrics
 from queue_kit.telemetry.queue_state import QueueStateMetrics
 from shop.jobs import CRON, make_jobs
 from shop.login import Login, LoginMiddleware, current_login, current_staff
-from shop.pages import router
+from shop.pages import router, show_problem
 from shop.settings import Settings
 
 HERE = Path(__file__).parent
@@ -48,6 +50,8 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(title="shop", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.engine, app.state.store, app.state.logins = engine, store, logins
     app.middleware("http")(LoginMiddleware(logins, engine))
+    for problem in (HTTPException, RequestValidationError):
+        app.add_exception_handler(problem, show_problem)
     app.include_router(router)
     app.mount("/static", StaticFiles(directory=HERE / "static"))
     app.mount("/queue", dashboard(engine, authorize=authorize, title="shop"))

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Annotated
 from uuid import UUID, uuid4
 
-from fastapi import APIRouter, Depends, Form, HTTPException, Request, UploadFile
+from fastapi import APIRouter, Depends, Form, Request, UploadFile
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from fastapi.templating import Jinja2Templates
 from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
+from starlette.exceptions import HTTPException
 
 from queue_kit.contrib.files import InvalidFile, create_or_update_file
 from queue_kit.contrib.files.starlette import send_transformed_image
@@ -53,6 +54,15 @@ def page(request: Request, name: str, status: int = 200, **shown: object) -> Res
     """A page of a template; who is logged in is known to all of them."""
     login = request.state.login
     return templates.TemplateResponse(request, name, {"login": login and login.data, **shown}, status_code=status)
+
+
+async def show_problem(request: Request, error: Exception) -> Response:
+    """What went wrong, as a page; somebody who must log in first is led there."""
+    if not isinstance(error, HTTPException):
+        return page(request, "problem.html", 422, problem="This form cannot be read.")
+    if error.status_code == 303:
+        return Response(status_code=303, headers=error.headers)
+    return page(request, "problem.html", error.status_code, problem=error.detail)
 
 
 @router.get("/")

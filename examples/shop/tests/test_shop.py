@@ -169,7 +169,8 @@ async def test_the_pages(queue_kit_database_url: str, queue_kit_engine: AsyncEng
         assert (await ada.post("/orders", data=form)).headers["location"] == order
         assert (await ada.post("/orders", data=form | {"key": str(uuid4())})).headers["location"].endswith("sold-out")
         assert 'http-equiv="refresh"' in (await ada.get(order)).text
-        assert (await staff.get(order)).status_code == 404
+        missing = await staff.get(order)
+        assert (missing.status_code, "<h1>There is no such order.</h1>" in missing.text) == (404, True)
 
         async with AsyncSession(queue_kit_engine) as session:
             assert await count(session, Customer) == 2
