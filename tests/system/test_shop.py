@@ -17,7 +17,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.checks.test_documents import blocks
-from tests.conftest import engine_for
+from tests.conftest import Server, engine_for
 from tests.support import until
 from tests.system.test_pytest_plugin import run
 
@@ -27,12 +27,9 @@ ORDERS = 200
 LIVE = "SELECT count(*) FROM queue_kit_job WHERE status = 1 AND name = 'order.confirm'"
 
 
-@pytest.mark.parametrize("on", ["postgresql", "sqlite"])
-async def test_its_own_tests_pass(on: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+async def test_its_own_tests_pass(database: Server | Path, tmp_path: Path) -> None:
     tests = sum(path.read_text().count("async def test_") for path in (SHOP / "tests").glob("test_*.py"))
-    arguments: tuple[object, ...] = ()
-    if on == "postgresql":
-        arguments = "--queue-kit-server", request.getfixturevalue("server").url
+    arguments = () if isinstance(database, Path) else ("--queue-kit-server", database.url)
 
     assert f"{tests} passed" in await run(SHOP, "--basetemp", tmp_path / "run", *arguments, cwd=tmp_path)
 
