@@ -120,7 +120,13 @@ async def test_who_only_reads_waits_for_no_writer(sqlite_path):
 
 
 @pytest.mark.parametrize(
-    "url", ["mysql://u:secret@host/name", "no url", "postgresql://u:se@cret@host/name", "sqlite://"]
+    "url",
+    [
+        "mysql://u:secret@host/name",  # pragma: allowlist secret
+        "no url",
+        "postgresql://u:se@cret@host/name",  # pragma: allowlist secret
+        "sqlite://",
+    ],
 )
 def test_another_url_is_refused_and_not_quoted(url):
     with pytest.raises(ConfigurationError) as caught:
