@@ -34,8 +34,8 @@ rm -rf "$2"
 def postgres(*, address: str = "", within: Sequence[str] = (), folder: Path | None = None) -> Iterator[str]:
     """Start a server; yields its URL (`postgresql+asyncpg://...`). Fast and not durable: for tests only.
 
-    It lies in `folder`, else in memory where there is room. Beside its socket it listens on `address`, for the neighbours in that network. `within` is a command that runs
-    another one, for root: the server's place.
+    It lies in `folder`, else in memory where there is room. Beside its socket it listens on `address`, for the
+    neighbours in that network. `within` is a command that runs another one, for root: the server's place.
     """
     identity = unprivileged()
     binaries = find_binaries(identity)
