@@ -11,7 +11,8 @@ from alembic import context
 from sqlalchemy import Connection
 
 from queue_kit import _revisions, migrate
-from queue_kit.cli.database import engine_for, read_url
+from queue_kit._engine import read_url
+from queue_kit.cli.database import engine_for
 
 
 def _migrate(connection: Connection) -> None:

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 OURS = "queue_kit"
+UVLOOP = "queue_kit, uvloop"
 PEERS = ("pgqueuer", "procrastinate", "saq", "chancy", "huey", "arq")
 SLOWER = ("procrastinate", "saq", "chancy", "arq")
 
@@ -91,7 +92,7 @@ def _drains(scale: Scale) -> Iterator[Run]:
     for queue in (OURS, "pgqueuer", "raw"):
         yield Run("T1", "throughput", queue, sizes)
     if find_spec("uvloop"):
-        yield Run("T1", "throughput", OURS, sizes, {"uvloop": True}, "queue_kit, uvloop", heavy=True)
+        yield Run("T1", "throughput", OURS, sizes, {"uvloop": True}, UVLOOP)
     # They would take most of the time, and a shorter queue does not make them slower.
     fewer = sizes if scale.every_peer else sizes | {"jobs": min(scale.jobs, 3000)}
     for queue in SLOWER:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from benchmarks.plan import OURS, Run
+from benchmarks.plan import OURS, UVLOOP, Run
 
 
 class Verdict(StrEnum):
@@ -71,6 +71,7 @@ class Judged:
 T1 = ("T1", OURS)
 CHECKS = (
     Check("T1", "drain, to PgQueuer", unit="x", must=2.2, aim=4, against=("T1", "pgqueuer")),
+    Check("T1", "drain, both on uvloop", unit="x", must=2.2, aim=4, label=UVLOOP, against=("T1", "pgqueuer")),
     Check("T1", "drain, to a raw loop", unit="x", aim=0.7, against=("T1", "raw")),
     Check("T2", "drain, one puller, defaults", must=5_000, aim=15_000),
     Check("T3", "drain, history kept, to T1", unit="x", must=0.75, aim=0.9, against=T1),

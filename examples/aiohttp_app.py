@@ -15,11 +15,11 @@ from datetime import UTC, datetime
 
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
-from sqlalchemy import DateTime, make_url
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy import DateTime
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from queue_kit import Event, Handlers, Job, QueueWorker, migrate, sqlite_engine
+from queue_kit import Event, Handlers, Job, QueueWorker, engine_from_url, migrate
 
 
 class Base(DeclarativeBase):
@@ -93,16 +93,9 @@ async def show_order(request: web.Request) -> web.Response:
         return web.json_response({"id": order.id, "email": order.email, "confirmed": order.confirmed_at is not None})
 
 
-def make_engine(url: str) -> AsyncEngine:
-    """SQLite needs the settings of `sqlite_engine`; PostgreSQL takes any engine."""
-    if url.startswith("sqlite"):
-        return sqlite_engine(make_url(url).database or "orders.db")
-    return create_async_engine(url)
-
-
 async def database(app: web.Application) -> AsyncIterator[None]:
     """Open the database for as long as the application runs."""
-    app[ENGINE] = engine = make_engine(os.environ.get("DATABASE_URL", "sqlite:///orders.db"))
+    app[ENGINE] = engine = engine_from_url(os.environ.get("DATABASE_URL", "sqlite:///orders.db"))
     app[SESSIONS] = async_sessionmaker(engine)
     await migrate.upgrade(engine)  # in production a deploy does this, once
     async with engine.begin() as connection:

@@ -16,12 +16,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
 from aiohttp import web
-from sqlalchemy import make_url
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from queue_kit import migrate, sqlite_engine
+from queue_kit import engine_from_url, migrate
 from queue_kit.dashboard import Access, dashboard
 
 Message = MutableMapping[str, Any]
@@ -88,16 +86,9 @@ async def authorize(request: Request) -> Access:
     return Access(who.decode(errors="replace") or "somebody", act=True)
 
 
-def make_engine(url: str) -> AsyncEngine:
-    """SQLite needs the settings of `sqlite_engine`; PostgreSQL takes any engine."""
-    if url.startswith("sqlite"):
-        return sqlite_engine(make_url(url).database or "orders.db")
-    return create_async_engine(url)
-
-
 def create_app() -> web.Application:
     """The application."""
-    engine = make_engine(os.environ.get("DATABASE_URL", "sqlite:///orders.db"))
+    engine = engine_from_url(os.environ.get("DATABASE_URL", "sqlite:///orders.db"))
 
     async def database(_app: web.Application) -> AsyncIterator[None]:
         await migrate.upgrade(engine)  # in production a deploy does this, once

@@ -18,11 +18,11 @@ from typing import Annotated
 
 from fastapi import Depends, FastAPI, HTTPException, Request
 from pydantic import BaseModel
-from sqlalchemy import DateTime, make_url
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy import DateTime
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from queue_kit import Event, Handlers, Job, QueueWorker, migrate, sqlite_engine
+from queue_kit import Event, Handlers, Job, QueueWorker, engine_from_url, migrate
 
 
 class Base(DeclarativeBase):
@@ -85,17 +85,10 @@ async def get_session(request: Request) -> AsyncIterator[AsyncSession]:
 RequestSession = Annotated[AsyncSession, Depends(get_session)]
 
 
-def make_engine(url: str) -> AsyncEngine:
-    """SQLite needs the settings of `sqlite_engine`; PostgreSQL takes any engine."""
-    if url.startswith("sqlite"):
-        return sqlite_engine(make_url(url).database or "orders.db")
-    return create_async_engine(url)
-
-
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Prepare the database, then work for as long as the application runs."""
-    app.state.engine = engine = make_engine(os.environ.get("DATABASE_URL", "sqlite:///orders.db"))
+    app.state.engine = engine = engine_from_url(os.environ.get("DATABASE_URL", "sqlite:///orders.db"))
     await migrate.upgrade(engine)  # in production a deploy does this, once
     async with engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)

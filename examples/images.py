@@ -15,11 +15,11 @@ from uuid import UUID
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse
-from sqlalchemy import make_url, select
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.responses import Response
 
-from queue_kit import CronJob, QueueWorker, migrate, register_cron_jobs, sqlite_engine
+from queue_kit import CronJob, QueueWorker, engine_from_url, migrate, register_cron_jobs
 from queue_kit.contrib.files import (
     FileStore,
     ImageRefused,
@@ -37,17 +37,10 @@ ALLOWED = ("image/jpeg", "image/png", "image/webp", "image/avif", "image/gif")
 WIDTHS = (256, 384, 640, 1080, 1920)
 
 
-def make_engine(url: str) -> AsyncEngine:
-    """SQLite needs the settings of `sqlite_engine`; PostgreSQL takes any engine."""
-    if url.startswith("sqlite"):
-        return sqlite_engine(make_url(url).database or "images.db")
-    return create_async_engine(url)
-
-
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Prepare the database, then work for as long as the application runs."""
-    app.state.engine = engine = make_engine(os.environ.get("DATABASE_URL", "sqlite:///images.db"))
+    app.state.engine = engine = engine_from_url(os.environ.get("DATABASE_URL", "sqlite:///images.db"))
     app.state.store = store = FileStore.local(os.environ.get("IMAGES", "uploads"), max_file_bytes=20_000_000)
     await migrate.upgrade(engine, extras=("files",))  # in production a deploy does this, once
     await register_cron_jobs(engine, [CronJob("queue_kit.file.cleanup", "0 2 * * *")])

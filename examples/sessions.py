@@ -4,7 +4,7 @@
     SESSION_KEY=$(python -c 'import secrets; print(secrets.token_urlsafe(64))') \\
         uvicorn --app-dir examples --factory sessions:create_app
 
-    curl -X POST localhost:8000/log-in -H 'content-type: application/json' -d '{"name": "ada", "password": "engine"}'
+    curl -X POST localhost:8000/log-in -H 'content-type: application/json' -d '{"name": "ada", "passphrase": "engine"}'
     curl localhost:8000/cart -H 'authorization: Bearer ACCESS_TOKEN'
     curl -X POST localhost:8000/refresh -H 'content-type: application/json' -d '{"refresh_token": "REFRESH_TOKEN"}'
 
@@ -22,10 +22,8 @@ from typing import Annotated
 
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from pydantic import BaseModel
-from sqlalchemy import make_url
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from queue_kit import CronJob, Handlers, QueueWorker, migrate, register_cron_jobs, sqlite_engine
+from queue_kit import CronJob, Handlers, QueueWorker, engine_from_url, migrate, register_cron_jobs
 from queue_kit.contrib.sessions import (
     Session,
     SessionConflict,
@@ -55,7 +53,7 @@ class LogIn(BaseModel):
     """What a client sends once."""
 
     name: str
-    password: str
+    passphrase: str
 
 
 class Refresh(BaseModel):
@@ -84,19 +82,12 @@ class Tokens(BaseModel):
         return cls(access_token=pair.access_token, refresh_token=pair.refresh_token)
 
 
-def make_engine(url: str) -> AsyncEngine:
-    """SQLite needs the settings of `sqlite_engine`; PostgreSQL takes any engine."""
-    if url.startswith("sqlite"):
-        return sqlite_engine(make_url(url).database or "sessions.db")
-    return create_async_engine(url)
-
-
 def create_app() -> FastAPI:
     """The application."""
     store = SessionStore(Cart, keys=[SigningKey("2026-11", os.environ["SESSION_KEY"])], issuer="shop")
     jobs = Handlers()
     jobs.include(session_jobs(store))
-    engine = make_engine(os.environ.get("DATABASE_URL", "sqlite:///sessions.db"))
+    engine = engine_from_url(os.environ.get("DATABASE_URL", "sqlite:///sessions.db"))
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -113,8 +104,8 @@ def create_app() -> FastAPI:
     @app.post("/log-in")
     async def log_in(who: LogIn, response: Response) -> Tokens:
         expected = USERS.get(who.name)
-        if expected is None or not hmac.compare_digest(expected.encode(), who.password.encode()):
-            raise HTTPException(401, "name or password is wrong")
+        if expected is None or not hmac.compare_digest(expected.encode(), who.passphrase.encode()):
+            raise HTTPException(401, "name or passphrase is wrong")
         return Tokens.of(await store.create(engine, Cart(who.name)), response)
 
     @app.post("/refresh")

@@ -16,11 +16,11 @@ from asyncio.subprocess import PIPE, Process
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import make_url, select
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from queue_kit import Event, Handlers, Job, QueueWorker, get_job, migrate, sqlite_engine
+from queue_kit import Event, Handlers, Job, QueueWorker, engine_from_url, get_job, migrate
 
 LEASE = 2.0
 """Seconds after which another worker takes over from one that died. Short, so that nobody waits; the default is 30."""
@@ -64,14 +64,9 @@ async def transfer(_event: Event, session: AsyncSession, job: Job[Transfer]) -> 
     session.add(Entry(account=job.data.payee, amount=job.data.amount, job_id=job.id))
 
 
-def make_engine(url: str) -> AsyncEngine:
-    """SQLite needs the settings of `sqlite_engine`; PostgreSQL takes any engine."""
-    return sqlite_engine(make_url(url).database or "") if url.startswith("sqlite") else create_async_engine(url)
-
-
 async def work(url: str) -> None:
     """The worker process: run jobs until SIGTERM."""
-    await QueueWorker(make_engine(url), jobs, lease=LEASE, poll_interval=0.2).run()
+    await QueueWorker(engine_from_url(url), jobs, lease=LEASE, poll_interval=0.2).run()
 
 
 async def start_worker(url: str, *, stall: bool) -> Process:
@@ -92,7 +87,7 @@ async def show(engine: AsyncEngine, job_id: int) -> None:
 
 async def story(url: str) -> None:
     """Tell what happens, step by step."""
-    engine = make_engine(url)
+    engine = engine_from_url(url)
     await migrate.upgrade(engine)
     async with engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)

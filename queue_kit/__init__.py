@@ -3,6 +3,7 @@
 Enqueue in your own session, handle jobs with a session whose last commit carries the completion. See the README.
 """
 
+from queue_kit._engine import engine_from_url
 from queue_kit._handler import Handler, HandlerFunction
 from queue_kit._offload import in_process, in_thread
 from queue_kit._sqlite import sqlite_engine
@@ -105,6 +106,7 @@ __all__ = [
     "add_jobs",
     "cancel_job",
     "cancel_jobs",
+    "engine_from_url",
     "exponential",
     "failure_groups",
     "get_job",

@@ -19,6 +19,10 @@ BYTES_AHEAD = 4_194_304
 STALE = 1.0
 """Seconds after which a job held ahead goes back to the queue: its pullers turned out slower than they looked."""
 
+TURN = 0.001
+"""Seconds after which pullers whose jobs never suspend let others run, all of them together: among the others is the
+claim that brings more, and what is held ahead must not be used up before it is sent."""
+
 
 @dataclass(frozen=True, slots=True)
 class Haul:
@@ -50,7 +54,12 @@ class Claims:
         self._window = Window()
         self._low = 0
         """How few jobs held ahead make the loop claim again."""
+        self._turn_ends = 0.0
         self._idle: deque[asyncio.Future[Claimed | None]] = deque()
+        self._at_once = 1
+        """How many idle pullers are served next."""
+        self._serving = False
+        """Whether idle pullers are served again in the next turn of the loop."""
         self._hungry = asyncio.Event()
         self._wakeup = asyncio.Event()
         self._dry = asyncio.Event()
@@ -66,8 +75,12 @@ class Claims:
 
     @property
     def puller_waits(self) -> bool:
-        """Whether a puller waits."""
-        return bool(self._idle)
+        """Whether a puller waits for a job that is not held ahead."""
+        return len(self._idle) > self._at_hand
+
+    @property
+    def _at_hand(self) -> int:
+        return len(self._window) if self._ready() else 0
 
     def wake(self) -> None:
         """There may be something to claim."""
@@ -89,28 +102,41 @@ class Claims:
         for job in self._window.shed(before=claimed_before):
             self._give_back(job)
 
-    async def next(self) -> Claimed | None:
-        """The next job for one puller; `None` once there will be none."""
+    async def next(self, *, rested: bool = True) -> Claimed | None:
+        """The next job for one puller; `None` once there will be none. It is `rested` when others had a turn since it
+        asked last; when it is not, it goes on at once until its own turn is over."""
         if self.closed:
             return None
-        if self._window and self._ready():
+        now = time.monotonic()
+        if rested:
+            self._turn_ends = now + TURN
+        held = len(self._window)
+        if held and now < self._turn_ends and self._ready():
             self.delivered += 1
-            job = self._window.pop()
-            if len(self._window) < self._low:
+            if held <= self._low:
                 self._hungry.set()
-            return job
+            return self._window.pop()
+        return await self._wait()
+
+    async def _wait(self) -> Claimed | None:
         puller: asyncio.Future[Claimed | None] = asyncio.get_running_loop().create_future()
         self._idle.append(puller)
-        self._hungry.set()
-        if self._eager:
-            self._wakeup.set()
+        if self._window:  # its turn is over
+            self._at_once = 1
+            self._serve_soon()
+        if self.puller_waits:
+            self._hungry.set()
+            if self._eager:
+                self._wakeup.set()
         try:
-            return await puller
+            job = await puller
         except asyncio.CancelledError:
             given = None if puller.cancelled() else puller.result()
             if given is not None:  # at that very moment
                 self._give_back(given)
             raise
+        self._turn_ends = time.monotonic() + TURN
+        return job
 
     async def run_dry(self, pullers: int) -> int:
         """Wait until all of this many pullers are idle and a claim for all of them finds nothing; returns how many
@@ -128,8 +154,9 @@ class Claims:
         while not self.closed:
             await self._hungry.wait()
             self._wakeup.clear()  # before the claim, or a wake-up between claim and wait would be lost
-            wanted = len(self._idle)
-            room = max(self._pace.ahead() - len(self._window), 0)
+            idle, held = len(self._idle), self._at_hand
+            wanted = max(idle - held, 0)
+            room = max(self._pace.ahead() - max(len(self._window) - idle, 0), 0)
             dry_run = self._dry_runs if wanted == self._pullers and not self._window else None
             haul = (
                 await self._fetch(wanted, room, max(BYTES_AHEAD - self._window.size, 0)) if wanted or room else Haul()
@@ -138,7 +165,7 @@ class Claims:
             if not haul.jobs and not haul.more and dry_run == self._dry_runs:
                 self._delivered_when_dry = self.delivered
                 self._dry.set()
-            if not self._idle:
+            if not self.puller_waits:
                 self._hungry.clear()
             elif not haul.more and not self.closed:
                 await self._wakeup.wait()
@@ -153,11 +180,32 @@ class Claims:
             if job.lost and not self._deliver(job):
                 self._give_back(job)
         self._window.put((job for job in haul.jobs if not job.lost), at=time.monotonic())
-        while self._window and self._ready() and self._deliver(self._window.best):
-            self._window.pop()
-        self._low = len(self._window) // 2 if haul.more else 0
+        self._serve_some()
+        self._low = max(len(self._window) - len(self._idle), 0) // 2 if haul.more else 0
         if self._window and self._shedding is None:
             self._shed_later()
+
+    def _serve_some(self) -> None:
+        """Serve idle pullers from the window: one, and if it suspends two more, then four. Jobs that never suspend need
+        no more than one; to wake them all takes 1 us a job, and they would use up the window before the loop turns."""
+        for _ in range(self._at_once):
+            if not (self._window and self._ready() and self._deliver(self._window.best)):
+                self._at_once = 1
+                if self.puller_waits:
+                    self._hungry.set()
+                return
+            self._window.pop()
+        self._at_once *= 2
+        self._serve_soon()
+
+    def _serve_soon(self) -> None:
+        if not self._serving:
+            self._serving = True
+            asyncio.get_running_loop().call_soon(self._serve_more)
+
+    def _serve_more(self) -> None:
+        self._serving = False
+        self._serve_some()
 
     def _shed_later(self) -> None:
         self._shedding = asyncio.get_running_loop().call_later(STALE / 2, self._shed_stale)

@@ -40,9 +40,6 @@ _logger = logging.getLogger("queue_kit.worker")
 LEAVING = 0.3
 """Seconds at most at the end of a stop that are kept for taking leave of the database."""
 
-TURN = 0.001
-"""Seconds after which a puller lets others run, also when its handlers never suspend."""
-
 
 class Crew:
     """Everything that lives from one start to its stop."""
@@ -231,16 +228,14 @@ class Crew:
     # --- the tasks ----------------------------------------------------------------------------------------------------
 
     async def _pull(self) -> None:
-        turn = time.monotonic()
-        while (claimed := await self._claims.next()) is not None:
-            if time.monotonic() - turn > TURN:
-                await asyncio.sleep(0)
-                turn = time.monotonic()
+        rested = True
+        while (claimed := await self._claims.next(rested=rested)) is not None:
+            rested = False
             try:
                 if self._claims.closed:
                     self.spine.give_back(claimed)
-                elif await self.spine.work(claimed):
-                    turn = time.monotonic()
+                else:
+                    rested = await self.spine.work(claimed)
             except Exception:
                 job = claimed.job
                 _logger.exception("job %s was not settled; its lease will lapse", job.id, extra=log_fields(job))

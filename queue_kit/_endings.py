@@ -77,6 +77,11 @@ class Endings:
         self.put(ending)
         await ending.written
 
+    @property
+    def full(self) -> bool:
+        """Whether a puller has to wait for room."""
+        return self._unwritten > MOST_UNWRITTEN
+
     async def room(self, most: int = MOST_UNWRITTEN) -> None:
         """Wait until at most this many endings are not written yet."""
         while self._unwritten > most:

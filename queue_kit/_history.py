@@ -98,6 +98,7 @@ class History:
 
     async def finish(self) -> None:
         """Write what was counted so far."""
+        await self._write()  # alone: it may be of the same minute, and a statement adds to a row only once
         self._end_minute()
         await self._write()
 

@@ -1,9 +1,9 @@
-"""Indexes that are built while their tables are in use, on PostgreSQL. The revision creates them as well,
-in its transaction, for the ways of migrating that cannot do this.
+"""Indexes that are built while their tables are in use, on PostgreSQL. The revision creates them as well, in its
+transaction, for the ways of migrating that cannot do this.
 
 One migration builds at a time: two would wait for each other. A lock of the session would not do, since a transaction
-pooler lends the session that has it to others; so it is that of a transaction, on a second connection, for as long as
-the building takes. The pooler keeps that one apart, and it ends with the process.
+pooler lends the session that has it to others; so it is that of the migration's transaction, and the building is done
+on a second connection. A pooler keeps a transaction to one connection, and it ends with the process.
 """
 
 import asyncio
@@ -35,46 +35,47 @@ _IS_BUILT_ON = text(
 _logger = logging.getLogger("queue_kit.migrate")
 
 
-async def build_beside_writers(engine: AsyncEngine, indexes: Mapping[str, str]) -> None:
+async def build_beside_writers(guard: AsyncConnection, indexes: Mapping[str, str]) -> None:
     """Build what is missing of some indexes (name to `table (columns) WHERE ...`), and anew what a killed migration has
-    left half built. Without a second connection nothing is built, and an index that is half built is a
-    `ConfigurationError`: the revision would take it for whole."""
-    async with _turn(engine) as guard:
-        valid = {name: await guard.scalar(_IS_VALID, {"name": name}) for name in indexes}
-        missing = [name for name in indexes if not valid[name]]
-        # CREATE INDEX CONCURRENTLY waits for every snapshot, and a transaction keeps that of its last query until the
-        # next statement. This one has none, and lets no server end the guard for being idle.
-        await guard.execute(_MAY_IDLE)
-        if not missing:
+    left half built. The migration goes on in the transaction of `guard`, which keeps others from building till it ends.
+
+    Without a second connection nothing is built, and an index that is half built is a `ConfigurationError`: the
+    revision would take it for whole.
+    """
+    if not indexes:
+        return
+    await _take_turn(guard)
+    valid = {name: await guard.scalar(_IS_VALID, {"name": name}) for name in indexes}
+    missing = [name for name in indexes if not valid[name]]
+    if not missing:
+        return
+    # CREATE INDEX CONCURRENTLY waits for every snapshot, and a transaction keeps that of its last query until the next
+    # statement. This one has none, and lets no server end the guard for being idle.
+    await guard.execute(_MAY_IDLE)
+    async with _second_connection(guard.engine) as connection:
+        if connection is not None:
+            for name in missing:
+                await _build(connection, name, indexes[name])
             return
-        async with _second_connection(engine) as connection:
-            if connection is not None:
-                for name in missing:
-                    await _build(connection, name, indexes[name])
-                return
-        half_built = [name for name in missing if valid[name] is False]
-        if half_built:
-            raise ConfigurationError(
-                f"{', '.join(half_built)} was left half built, and there is no second connection to build it anew: "
-                "migrate on a connection that passes the pooler by"
-            )
-        _logger.warning(
-            "no second connection to build indexes on within %g s: they are built in the migration's transaction, and "
-            "writers wait for it",
-            PATIENCE,
+    half_built = [name for name in missing if valid[name] is False]
+    if half_built:
+        raise ConfigurationError(
+            f"{', '.join(half_built)} was left half built, and there is no second connection to build it anew: migrate "
+            "on a connection that passes the pooler by"
         )
+    _logger.warning(
+        "no second connection to build indexes on within %g s: they are built in the migration's transaction, and "
+        "writers wait for it",
+        PATIENCE,
+    )
 
 
-@asynccontextmanager
-async def _turn(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """The connection that keeps others from building, once nobody keeps us. Who waits asks again and again, each time
-    in a transaction of its own: a statement that waits is one that CREATE INDEX CONCURRENTLY waits for."""
-    async with engine.connect() as connection:
-        await connection.execution_options(isolation_level="READ COMMITTED")
-        while not await connection.scalar(_ASK_FOR_TURN):
-            await connection.rollback()
-            await asyncio.sleep(PAUSE)
-        yield connection
+async def _take_turn(guard: AsyncConnection) -> None:
+    """Who waits asks again and again, each time in a transaction of its own: a statement that waits is one that CREATE
+    INDEX CONCURRENTLY waits for."""
+    while not await guard.scalar(_ASK_FOR_TURN):
+        await guard.rollback()
+        await asyncio.sleep(PAUSE)
 
 
 @asynccontextmanager

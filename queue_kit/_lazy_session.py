@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 
 from queue_kit.enqueue import hand_over_key
-from queue_kit.errors import JobAborted
+from queue_kit.errors import JobAborted, LeaseLost
 from queue_kit.models import JobRow
 
 GUARD = "queue_kit.guard"
@@ -35,20 +35,23 @@ class LazySession(AsyncSession):
     when it is first asked for anything: most small jobs never do, and it takes as long (12 us) as half of such a job.
     """
 
+    # On the class, since most runs look at none of it.
+    _retired = False
+    _refusal: JobAborted | None = None
+
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
         self.on_made: Callable[[Session], None] | None = None
-        self._retired: JobAborted | None = None
 
-    def retire(self, reason: JobAborted) -> None:
+    def retire(self, reason: JobAborted | None) -> None:
         """Refuse to be made from here on, and let go of what waits for it."""
-        self._retired, self.on_made = reason, None
+        self._refusal, self._retired, self.on_made = reason, True, None
 
     def __getattr__(self, name: str) -> Any:
         if "sync_session" in vars(self):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        if self._retired is not None:
-            raise self._retired
+        if self._retired:
+            raise run_is_over() if self._refusal is None else self._refusal
         super().__init__(self._engine, sync_session_class=FencedSession, expire_on_commit=False)
         if self.on_made is not None:
             self.on_made(self.sync_session)
@@ -58,6 +61,11 @@ class LazySession(AsyncSession):
 class FencedSession(Session):
     """The session beneath a handler's `AsyncSession`, unless `session_factory` makes others. Its listeners are those of
     the class: to add them to each session takes longer (170 us) than all the rest of a small job."""
+
+
+def run_is_over() -> LeaseLost:
+    """What a task that a handler left behind hears when it asks for the session."""
+    return LeaseLost("the run that this session belongs to is over")
 
 
 def guard_of(session: Session) -> Guard | None:

@@ -55,8 +55,9 @@ class Leases:
 
     def detach(self, claimed: Claimed) -> None:
         """Note that a held job is not run any more; its ending is on its way."""
-        if self.holds(claimed):
-            self._held[claimed.job.id].run = None
+        lease = self._held.get(claimed.job.id)
+        if lease is not None and lease.claimed is claimed:
+            lease.run = None
 
     def drop(self, claimed: Claimed) -> None:
         """Forget a job that is settled or lost."""

@@ -32,6 +32,8 @@ class Link:
 
     def __init__(self, *, lease: float, on_change: Callable[[str], None], on_trouble: Callable[[], None]) -> None:
         self._longest_wait = min(lease / 3, LONGEST_WAIT)
+        self.is_up = True
+        """Whether the last attempt went well."""
         self._up = asyncio.Event()
         self._up.set()
         self._failures = 0
@@ -39,18 +41,14 @@ class Link:
         self._on_change = on_change
         self._on_trouble = on_trouble
 
-    @property
-    def is_up(self) -> bool:
-        """Whether the last attempt went well."""
-        return self._up.is_set()
-
     async def wait_up(self) -> None:
         """Wait until the database answers."""
         await self._up.wait()
 
     def failed(self, error: BaseException) -> None:
         """An attempt failed; the probe will find out when to go on."""
-        if self._up.is_set():
+        if self.is_up:
+            self.is_up = False
             self._up.clear()
             if time.monotonic() - self._up_since > STEADY:
                 self._failures = 0
@@ -60,7 +58,8 @@ class Link:
 
     def answered(self) -> None:
         """The probe went well."""
-        if not self._up.is_set():
+        if not self.is_up:
+            self.is_up = True
             self._up.set()
             self._up_since = time.monotonic()
             _logger.warning("the database answers again")

@@ -2,7 +2,7 @@
 handler is opaque.
 
 The handler runs in a task of its own and is watched from outside, so one that refuses to end cannot hold its puller.
-`asyncio.timeout` does the cancelling, at the deadline and for every other reason, always after the token is set.
+The task is cancelled at the deadline and for every other reason, always after the token is set.
 """
 
 import asyncio
@@ -11,7 +11,6 @@ import math
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from typing import Any
@@ -75,6 +74,16 @@ def _refused(claimed: Claimed, reason: str) -> Outcome:
 class Run:
     """One run of one job. `execute` it once; `abort` it from the event loop at any time."""
 
+    # Most runs never wait, so what only one that does needs stands on the class.
+    task: "asyncio.Task[BaseException | None] | None" = None
+    begun = False
+    error: BaseException | None = None
+    """What made the handler's try a failure, unless it was aborted."""
+    _over: asyncio.Future[None] | None = None
+    """Awaited while the handler is; done when it ended, or had its grace."""
+    _before_cancel: Callable[[], Awaitable[None]] | None = None
+    _cancelling: asyncio.Task[None] | None = None
+
     def __init__(self, claimed: Claimed, limits: Limits, deadlines: Deadlines) -> None:
         self.claimed = claimed
         self._deadlines = deadlines
@@ -85,22 +94,13 @@ class Run:
         job = claimed.job
         self.event = Event.for_job(self.token, job_id=job.id, name=job.name, attempt=job.attempt)
         self._loop = asyncio.get_running_loop()
-        self._over: asyncio.Future[None] | None = None
-        """Awaited while the handler is; done when it ended, or had its grace."""
-        self._timeout: asyncio.Timeout | None = None
         self.context = copy_context()
         """What the handler runs in, or a context variable that one job sets would be seen by the next."""
-        self._before_cancel: Callable[[], Awaitable[None]] | None = None
-        self._cancelling: asyncio.Task[None] | None = None
-        self.task: asyncio.Task[BaseException | None] | None = None
-        self.begun = False
-        self.error: BaseException | None = None
-        """What made the handler's try a failure, unless it was aborted."""
 
     @property
     def wedged(self) -> bool:
         """Whether the handler was told to end, had its grace, and still runs."""
-        return self._is_over and self.task is not None and not self.task.done()
+        return self._over is not None and self._over.done() and self.task is not None and not self.task.done()
 
     @property
     def waited(self) -> bool:
@@ -123,14 +123,14 @@ class Run:
         except InvalidPayload as error:
             record = error_record(self.claimed, error, "the payload is invalid") | DID_NOT_RUN
             return Outcome(Verdict.failed, error=record)
-        self.task = _start(self._loop, self._call(handler, session, job), self.context)
-        if not self.task.done():
-            await self._wait(self.task)
+        task = self.task = _start(self._loop, self._call(handler, session, job), self.context)
+        if not task.done():
+            await self._wait(task)
         self.event.stop()
-        if self.wedged:
+        if not task.done():  # it had its grace
             return self._outcome(None)
         # Cancelled is a task that cancelled itself and then returned without an await.
-        return self._outcome(asyncio.CancelledError() if self.task.cancelled() else self.task.result())
+        return self._outcome(asyncio.CancelledError() if task.cancelled() else task.result())
 
     async def _wait(self, task: "asyncio.Task[BaseException | None]") -> None:
         self._over = self._loop.create_future()
@@ -161,9 +161,8 @@ class Run:
     async def _cancel(self, grace: float) -> None:
         if self._before_cancel is not None:
             await self._before_cancel()
-        if self._timeout is not None:
-            with suppress(RuntimeError):  # it has just ended by itself
-                self._timeout.reschedule(self._loop.time())
+        if self.task is not None and self.begun:  # else it will see the token as it begins
+            self.task.cancel()
         if self._over is not None:
             await asyncio.wait({self._over}, timeout=grace)
             self._end()
@@ -193,10 +192,9 @@ class Run:
     async def _call(self, handler: Handler[Any], session: Any, job: Job[Any]) -> BaseException | None:
         # The exception is returned, not raised: asyncio would let SystemExit and KeyboardInterrupt end the host.
         try:
-            async with asyncio.timeout(None) as self._timeout:
-                self.event.start(job.name)  # raises when the job was aborted before it began
-                self.begun = True
-                await handler(self.event, session, job)
+            self.event.start(job.name)  # raises when the job was aborted before it began
+            self.begun = True
+            await handler.function(self.event, session, job)
         except BaseException as error:  # noqa: BLE001
             return error
         return None

@@ -24,7 +24,7 @@ from sqlalchemy.orm import Session
 from queue_kit._begin import begin
 from queue_kit._commits import Commits
 from queue_kit._error_record import chain
-from queue_kit._lazy_session import GUARD, FencedSession, LazySession, listen
+from queue_kit._lazy_session import GUARD, FencedSession, LazySession, listen, run_is_over
 from queue_kit._statements import database, fencing
 from queue_kit._transient import is_connection_lost, is_server_trouble
 from queue_kit.enqueue import HELD_JOB
@@ -85,6 +85,7 @@ class HandlerSession:
     _connection: Connection | None = None
     _statement_timeout: int | None = None
     _killed: JobAborted | None = None
+    _retired = False
     _pooled: Any = None
     _driver: Any = None
     _last_driver: Any = None
@@ -170,8 +171,7 @@ class HandlerSession:
 
     def retire(self) -> None:
         """Refuse what a task that the handler left behind still asks of the session: nobody would end it."""
-        if self._killed is None:
-            self._killed = LeaseLost("the run that this session belongs to is over")
+        self._retired = True
         if isinstance(self.session, LazySession):
             self.session.retire(self._killed)
 
@@ -273,7 +273,7 @@ class HandlerSession:
             raise UnfencedCommit("a handler's session does not run in AUTOCOMMIT, where nothing checks the lease")
         self._pooled = connection.connection
         self._driver = self._last_driver = self._pooled.driver_connection
-        if self._killed is not None:  # while it connected
+        if self._killed is not None or self._retired:  # while it connected
             self._pooled.invalidate()
             self._refuse_when_killed()
         if not self._setting.embedded:
@@ -300,6 +300,8 @@ class HandlerSession:
     def _refuse_when_killed(self) -> None:
         if self._killed is not None:
             raise self._killed.with_traceback(None)
+        if self._retired:
+            raise run_is_over()
 
     def _refuse_when_aborted(self, *_: Any) -> None:
         self._refuse_when_killed()

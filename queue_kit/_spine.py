@@ -97,7 +97,7 @@ class Spine:
             self._leases.detach(claimed)
         ended = time.monotonic()
         self._pace.ended(claimed.job.name, ended - began, ended)
-        untold = outcome is SUCCESS and not self._observers and not _logger.isEnabledFor(logging.INFO)
+        untold = outcome is SUCCESS and not _logger.isEnabledFor(logging.INFO) and not self._observers
         spans = None if run is None or untold else run.event.spans
         ending = Ending(claimed, outcome, ended - began, spans, began=began)
         if written:
@@ -106,7 +106,8 @@ class Spine:
             await self._endings.write(ending)
         else:
             self._endings.put(ending)
-            await self._endings.room()
+            if self._endings.full:
+                await self._endings.room()
         return run is not None and run.waited
 
     def _limits_of(self, claimed: Claimed) -> Limits:
@@ -282,14 +283,18 @@ class Spine:
             self._on_returned()
             return
         self.counts[ending.outcome.verdict] += 1
+        if ending.outcome is not SUCCESS or ending.spans is not None:  # else nobody asked when it ended
+            self._tell_settled(ending, ending.seconds)
+        self._on_settled(ending)
+
+    def _tell_settled(self, ending: Ending, seconds: float) -> None:
         level = logging.WARNING if ending.outcome.verdict in _WORTH_A_WARNING else logging.INFO
         if _logger.isEnabledFor(level):
-            self._log(level, ending, ending.seconds)
+            self._log(level, ending, seconds)
         if self._observers:
             self._observers.settled(
-                Settled(self._store.worker_id, ending.claimed.job, ending.outcome, ending.seconds, ending.spans)
+                Settled(self._store.worker_id, ending.claimed.job, ending.outcome, seconds, ending.spans)
             )
-        self._on_settled(ending)
 
     def _log(self, level: int, ending: Ending, seconds: float) -> None:
         job, error = ending.claimed.job, ending.outcome.error or {}

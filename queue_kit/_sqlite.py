@@ -33,6 +33,8 @@ def sqlite_engine(
 
     `busy_timeout` is how many seconds a transaction waits for another process. With `synchronous="NORMAL"` a commit
     survives the death of the process, though not always a power failure; `"FULL"` survives both and is slower.
+    Transactions take the lock of the one writer when they begin; those of
+    `engine.execution_options(queue_kit_readonly=True)` do not, can only read, and wait for nobody.
     `engine_options` go to `create_async_engine`. Raises `ConfigurationError` when this cannot work here.
 
     >>> engine = sqlite_engine("app.db")

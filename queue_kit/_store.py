@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -79,10 +80,9 @@ class Store:
         self.lease = lease
         self._names = as_batch(sorted(names))
         self._claim = claiming.claim()
-        self._complete = settling.remove() if delete_completed else settling.complete()
+        self._endings = _statements(delete_completed=delete_completed, delete_failed=delete_failed)
         self._complete_one = fencing.remove_one() if delete_completed else fencing.complete_one()
         self._delete_completed = delete_completed
-        self._delete_failed = delete_failed
         self._unschedulable: frozenset[str] = frozenset()
 
     @property
@@ -148,33 +148,19 @@ class Store:
         if len({claimed.job.id for claimed, _ in endings}) < len(endings):
             # A job was lost, and claimed again since. Statements answer with ids, so each run has one of its own.
             return [settlement for ending in endings for settlement in await self.settle([ending])]
-        together = [ending for ending in endings if not _ends_occurrence(*ending)]
+        kinds: defaultdict[Executable, list[tuple[Claimed, Outcome]]] = defaultdict(list)
+        occurrences = []
+        for ending in endings:
+            if _ends_occurrence(*ending):
+                occurrences.append(ending)
+            else:
+                kinds[self._endings[ending[1].verdict]].append(ending)
         settled: dict[int, Settlement] = {}
-        for statement, kind in self._by_kind(together):
+        for statement, kind in kinds.items():
             settled |= await self._settle_kind(statement, kind)
-        for claimed, outcome in endings:
-            if _ends_occurrence(claimed, outcome):
-                settled[claimed.job.id] = await self._settle_occurrence(claimed, outcome)
+        for claimed, outcome in occurrences:
+            settled[claimed.job.id] = await self._settle_occurrence(claimed, outcome)
         return [settled[claimed.job.id] for claimed, _ in endings]
-
-    def _by_kind(
-        self, endings: Iterable[tuple[Claimed, Outcome]]
-    ) -> list[tuple[Executable, list[tuple[Claimed, Outcome]]]]:
-        kinds: dict[Executable, list[tuple[Claimed, Outcome]]] = {}
-        for claimed, outcome in endings:
-            kinds.setdefault(self._statement_for(outcome), []).append((claimed, outcome))
-        return list(kinds.items())
-
-    def _statement_for(self, outcome: Outcome) -> Executable:
-        match outcome.verdict:
-            case Verdict.completed:
-                return self._complete
-            case Verdict.failed if self._delete_failed:
-                return settling.remove()
-            case Verdict.failed | Verdict.cancelled:
-                return settling.close()
-            case _:
-                return settling.put_back()
 
     async def _settle_kind(
         self, statement: Executable, endings: list[tuple[Claimed, Outcome]]
@@ -182,7 +168,7 @@ class Store:
         parameters = {"batch": as_batch(ending_row(*ending) for ending in endings), "worker": self.worker_id}
         try:
             async with self._own_rows:
-                settled = {row.id for row in await self._transactions.write(statement, parameters)}
+                settled = {row[0] for row in await self._transactions.write(statement, parameters)}
         except DBAPIError as error:
             if is_transient(error):
                 raise
@@ -198,7 +184,7 @@ class Store:
         return dict.fromkeys(settled, Settlement.done) | (await self._fate_of(rest) if rest else {})
 
     async def _settle_occurrence(self, claimed: Claimed, outcome: Outcome) -> Settlement:
-        statement = self._statement_for(outcome)
+        statement = self._endings[outcome.verdict]
         parameters = {"batch": as_batch([ending_row(claimed, outcome)]), "worker": self.worker_id}
         completed = outcome.verdict is Verdict.completed
 
@@ -323,6 +309,16 @@ class Store:
         if oldest.minute is not None:
             before = min(oldest.now - timedelta(days=days), oldest.minute + timedelta(days=1))
             await self._transactions.write(history.prune_history(), {"before": before})
+
+
+def _statements(*, delete_completed: bool, delete_failed: bool) -> Mapping[Verdict, Executable]:
+    """What writes each kind of ending."""
+    return {
+        **dict.fromkeys(Verdict, settling.put_back()),
+        Verdict.completed: settling.remove() if delete_completed else settling.complete(),
+        Verdict.failed: settling.remove() if delete_failed else settling.close(),
+        Verdict.cancelled: settling.close(),
+    }
 
 
 def _ends_occurrence(claimed: Claimed, outcome: Outcome) -> bool:

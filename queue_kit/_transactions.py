@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Executable, Row
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.util import greenlet_spawn
 
 from queue_kit._clone import clone_of
 from queue_kit._patience import Patience
@@ -50,21 +51,25 @@ class Transactions:
     async def read(self, statement: Executable, parameters: Mapping[str, Any]) -> Sequence[Row[Any]]:
         """The rows of a statement that changes nothing."""
 
-        async def read() -> Sequence[Row[Any]]:
-            async with self._reading.connect() as connection:
-                return (await connection.execute(statement, parameters)).all()
-
-        return await self._bounded(read)
+        return await self._bounded(lambda: self._execute(self._reading, statement, parameters, commits=False))
 
     async def write(self, statement: Executable, parameters: Mapping[str, Any]) -> Sequence[Row[Any]]:
         """Commit one statement; the rows that it returns."""
+        return await self._turn(lambda: self._execute(self._single, statement, parameters, commits=True))
 
-        async def write() -> Sequence[Row[Any]]:
-            async with self._single.begin() as connection:
-                result = await connection.execute(statement, parameters)
+    async def _execute(
+        self, engine: AsyncEngine, statement: Executable, parameters: Mapping[str, Any], *, commits: bool
+    ) -> Sequence[Row[Any]]:
+        """A statement alone. An `AsyncConnection` would change greenlets to begin, to execute, to commit and to close:
+        a third (115 of 310 us) of what a worker computes for one."""
+        connect = engine.sync_engine.begin if commits else engine.sync_engine.connect
+
+        def execute() -> Sequence[Row[Any]]:
+            with connect() as connection:
+                result = connection.execute(statement, parameters)
                 return result.all() if result.returns_rows else ()
 
-        return await self._turn(write)
+        return await greenlet_spawn(execute)
 
     async def as_one(self, work: Callable[[Connection], T]) -> T:
         """Do what takes several statements in one transaction."""

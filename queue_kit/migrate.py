@@ -178,8 +178,6 @@ async def upgrade(engine: AsyncEngine, extras: Iterable[str] = ()) -> None:
         async with engine.connect() as connection:
             found = await connection.run_sync(part.current)
         for version in range(min(found + 1, part.version), part.version + 1):
-            if version > 1 and engine.dialect.name == "postgresql":
-                await build_beside_writers(engine, part.indexes(version))
             await _migrate(engine, part, version, down=False)
 
 
@@ -206,8 +204,12 @@ async def _migrate(engine: AsyncEngine, part: Part, to: int, *, down: bool) -> N
         if connection.dialect.name == "postgresql":
             # Whatever the engine's default: a snapshot from before our turn would show the old version.
             await connection.execution_options(isolation_level="READ COMMITTED")
-        async with connection.begin():
-            await connection.run_sync(run)
+            if to > 1 and not down:
+                await build_beside_writers(connection, part.indexes(to))
+        if not connection.in_transaction():
+            await connection.begin()
+        await connection.run_sync(run)
+        await connection.commit()
 
 
 def upgrade_in_revision(op: AlembicOp, to: int, *, start: int | None = None, extra: str | None = None) -> None:

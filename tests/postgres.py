@@ -31,15 +31,16 @@ rm -rf "$2"
 
 
 @contextlib.contextmanager
-def postgres(*, address: str = "", within: Sequence[str] = ()) -> Iterator[str]:
+def postgres(*, address: str = "", within: Sequence[str] = (), folder: Path | None = None) -> Iterator[str]:
     """Start a server; yields its URL (`postgresql+asyncpg://...`). Fast and not durable: for tests only.
 
-    Beside its socket it listens on `address`, for the neighbours in that network. `within` is a command that runs
-    another one, for root: the server's place.
+    It lies in `folder`, else in memory where there is room. Beside its socket it listens on `address`, for the
+    neighbours in that network. `within` is a command that runs another one, for root: the server's place.
     """
     identity = unprivileged()
     binaries = find_binaries(identity)
-    root = Path(tempfile.mkdtemp(prefix="qk-pg-", dir=memory()))  # short: a socket's path has about 100 characters
+    # Short, since a socket's path has about 100 characters.
+    root = Path(tempfile.mkdtemp(prefix="qk-pg-", dir=folder or memory()))
     try:
         if identity:
             os.chown(root, identity["user"], identity["group"])

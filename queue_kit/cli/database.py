@@ -8,11 +8,12 @@ from typing import TypeVar
 from urllib.parse import quote, quote_plus
 
 import click
-from sqlalchemy import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy import URL
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from queue_kit import migrate
+from queue_kit._engine import read_url
 from queue_kit._sqlite import sqlite_engine
 from queue_kit._transient import LOCK_NOT_AVAILABLE, is_transient, sqlstate
 from queue_kit.cli.inherited import Inherited
@@ -25,18 +26,6 @@ ANSWER = 30.0
 
 PROBE = 5.0
 """The same of a probe: whoever runs it waits for some ten seconds."""
-
-_OPTIONS = {
-    *("host", "port", "user", "password", "passfile", "service", "servicefile", "target_session_attrs"),
-    *("ssl", "direct_tls", "krbsrvname", "gsslib", "statement_cache_size", "prepared_statement_cache_size"),
-}
-"""What a PostgreSQL URL may say after its `?`: what the driver takes as text."""
-
-_DRIVERS = {"postgres": "postgresql+asyncpg", "postgresql": "postgresql+asyncpg", "sqlite": "sqlite+aiosqlite"}
-_FORMS = (
-    "postgresql://user:password@host/name"  # pragma: allowlist secret
-    " (other characters than letters and digits as %XX) or sqlite:///path"
-)
 
 
 class NoAnswer(TimeoutError):
@@ -62,28 +51,6 @@ def database_option(*, required: bool = True) -> Callable[[Callable[..., None]],
         required=required,
         help="Prefer the variable: other users of the machine see arguments.",
     )
-
-
-def read_url(text: str) -> URL:
-    """A database's URL, with queue_kit's driver. Raises `ConfigurationError`, which never quotes the text."""
-    try:
-        url = make_url(text)
-    except (ArgumentError, ValueError):
-        raise ConfigurationError(f"the database URL cannot be read; it looks like {_FORMS}") from None
-    # An @ in the password ends it too early, and the rest of it would be shown as the host.
-    if "@" in (url.host or "") or (url.host and "@" in (url.database or "")):
-        raise ConfigurationError(f"the database URL has an @ too many; it looks like {_FORMS}")
-    driver = _DRIVERS.get(url.drivername, url.drivername)
-    if driver not in _DRIVERS.values():
-        raise ConfigurationError(f"the queue runs on postgresql and sqlite, not on {url.drivername}")
-    if url.port is not None and not 0 < url.port < 2**16:
-        raise ConfigurationError(f"the database URL's port is from 1 to 65535; the URL looks like {_FORMS}")
-    if "sslmode" in url.query:  # as libpq and most hosters spell it
-        url = url.update_query_dict({"ssl": url.query["sslmode"]}).difference_update_query(["sslmode"])
-    if driver == _DRIVERS["postgresql"] and url.query.keys() - _OPTIONS:
-        options = ", ".join(sorted(_OPTIONS))
-        raise ConfigurationError(f"the database URL has an option after ? that there is not; there are {options}")
-    return url.set(drivername=driver)
 
 
 def engine_for(url: URL, *, create: bool = False) -> AsyncEngine:

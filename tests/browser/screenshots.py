@@ -1,5 +1,6 @@
 """The pictures of the documents: `python -m tests.browser.screenshots` takes them anew, of a queue of its own."""
 
+import secrets
 import tempfile
 from pathlib import Path
 from typing import Literal
@@ -7,7 +8,7 @@ from typing import Literal
 from playwright.sync_api import Browser
 
 from tests.browser.seeding import Known, seed
-from tests.browser.serving import application, browsing, photographs, serving
+from tests.browser.serving import application, browsing, photographs, serving, shop
 from tests.files.corpus import landscape, written
 
 IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"
@@ -45,9 +46,33 @@ def shoot_images(browser: Browser, url: str, folder: Path) -> None:
     page.close()
 
 
+def shoot_shop(browser: Browser, url: str, folder: Path, password: str) -> None:
+    """Take the pictures of the shop: its products, as the staff sees them on a wide screen and on a phone."""
+    page = browser.new_page(viewport={"width": 1000, "height": 560})
+    page.goto(f"{url}/log-in")
+    page.get_by_label("E-mail").fill("staff@example.org")
+    page.get_by_label("Password").fill(password)
+    page.get_by_role("button", name="Log in").click()
+    for number in range(3):
+        (folder / f"{number}.jpg").write_bytes(written(landscape(number), quality=92))
+        form = page.get_by_role("listitem").nth(number)
+        form.locator("input[type=file]").set_input_files(folder / f"{number}.jpg")
+        form.get_by_role("button", name="Upload").click()
+    page.goto(f"{url}/", wait_until="networkidle")
+    page.screenshot(path=IMAGES / "shop.png")
+    page.get_by_role("button", name="Order").first.click()
+    page.get_by_text("Confirmed.").wait_for()
+    page.set_viewport_size({"width": 390, "height": 300})
+    page.screenshot(path=IMAGES / "shop-phone.png")
+    page.close()
+
+
 def main() -> None:
     """Take the pictures."""
     known = Known()
+    password = secrets.token_urlsafe()
+    with browsing() as browser, tempfile.TemporaryDirectory() as folder, shop(Path(folder), password) as address:
+        shoot_shop(browser, address, Path(folder), password)
     with browsing() as browser, tempfile.TemporaryDirectory() as folder, photographs(Path(folder)) as address:
         shoot_images(browser, address, Path(folder))
     with (

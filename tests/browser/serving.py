@@ -1,12 +1,16 @@
 """A dashboard, or an example, on a port of this machine, served by a thread, and a browser to look at it."""
 
+import asyncio
 import contextlib
+import importlib
 import importlib.util
 import os
 import shutil
 import socket
+import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from queue_kit import migrate, sqlite_engine
+from queue_kit import engine_from_url, migrate, sqlite_engine
 from queue_kit.dashboard import Access, dashboard
 
 CHROMIUM = shutil.which("chromium")
@@ -68,6 +72,25 @@ def photographs(folder: Path) -> Iterator[str]:
     spec.loader.exec_module(example)
     settings = {"DATABASE_URL": f"sqlite:///{folder / 'images.db'}", "IMAGES": f"{folder / 'uploads'}"}
     with mock.patch.dict(os.environ, settings), serving(example.create_app()) as address:
+        yield address.removesuffix(PREFIX)
+
+
+@contextlib.contextmanager
+def shop(folder: Path, password: str) -> Iterator[str]:
+    """The shop of the examples, with its data in a folder; the staff's password is the given one."""
+    with mock.patch.object(sys, "path", [str(EXAMPLES / "shop"), *sys.path]):
+        prepare, app, settings = (importlib.import_module(f"shop.{name}") for name in ("prepare", "app", "settings"))
+    url = f"sqlite:///{folder / 'shop.db'}"
+
+    async def prepare_database() -> None:
+        engine = engine_from_url(url)
+        await prepare.upgrade(engine)
+        await prepare.fill(engine, password)
+        await engine.dispose()
+
+    with ThreadPoolExecutor(1) as pool:  # the browser has an event loop in this thread
+        pool.submit(lambda: asyncio.run(prepare_database())).result()
+    with serving(app.create_app(settings.Settings(folder, url, session_key=password * 3))) as address:
         yield address.removesuffix(PREFIX)
 
 

@@ -55,7 +55,7 @@ PYTHON = [pytest.param(block.text, id=f"line {block.line}") for block in blocks(
 def test_the_readme_opens_with_one_line_to_see_it_and_one_to_test_it():
     assert README.startswith("# queue_kit\n\n```sh\n")
     first, second = blocks(README)[0].text.splitlines()
-    for command, ending in ((first, ".venv/bin/python examples/runner.py"), (second, ".venv/bin/pytest -q -n 3")):
+    for command, ending in ((first, ".venv/bin/python examples/runner.py"), (second, ".venv/bin/pytest -q -n 4")):
         assert command.startswith("python3 -m venv .venv && .venv/bin/pip install -q -e '.[")
         assert command.endswith(ending)
 

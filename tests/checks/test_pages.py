@@ -17,7 +17,7 @@ from tests.checks.reader import Notebook, Shell, save
 from tests.checks.test_documents import blocks
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-ELSEWHERE = {"testing.md", "telemetry.md", "dashboard.md", "files.md", "sessions.md"}
+ELSEWHERE = {"testing.md", "telemetry.md", "dashboard.md", "files.md", "sessions.md", "shop.md"}
 """Pages that other tests run."""
 
 FRAGMENTS = ("operating.md", "scaling.md", "performance.md")

@@ -79,11 +79,13 @@ async def test_a_busy_worker_lets_its_jobs_end_for_a_suspect_that_waits_longer_t
     async def neighbour(event, session, job):
         await add_job(engine, "neighbour")
         running.add(job.id)
-        with contextlib.suppress(TimeoutError):  # never idle while there is another one
-            async with asyncio.timeout(1):
-                while len(running) < 2:
-                    await asyncio.sleep(0.01)
-        running.discard(job.id)
+        try:
+            with contextlib.suppress(TimeoutError):  # never idle while there is another one
+                async with asyncio.timeout(1):
+                    while len(running) < 2:
+                        await asyncio.sleep(0.01)
+        finally:  # a busy machine may cost it its lease
+            running.discard(job.id)
 
     async def suspect(event, session, job):
         beside.append(set(running))
@@ -95,5 +97,5 @@ async def test_a_busy_worker_lets_its_jobs_end_for_a_suspect_that_waits_longer_t
         await until(lambda: len(hook.settled) > 3)
         await lapse(engine, poison, times=2)
         await until(lambda: beside)
-        assert beside == [set()]
+        assert not any(beside)
     assert (await row_of(engine, poison)).state is JobState.completed

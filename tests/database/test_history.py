@@ -119,6 +119,21 @@ async def _completed(engine: AsyncEngine, count: int) -> bool:
     return sum(row.completed for row in await stored(engine)) == count
 
 
+async def test_a_worker_that_stops_just_after_it_put_a_minute_aside_writes_both_parts_of_it(
+    engine, monkeypatch, caplog
+):
+    monkeypatch.setattr(_history.History, "_now", lambda _: 1_790_000_000.0)
+    async with QueueWorker(engine, {"a": nothing}, listen=False) as worker:
+        history = worker._crew._history
+        await add_job(engine, "a")
+        await until(lambda: history._counts)
+        history._end_minute()
+        await add_job(engine, "a")
+        await until(lambda: history._counts)
+    assert [row.completed for row in await stored(engine)] == [2]
+    assert "not written" not in caplog.text
+
+
 async def test_workers_forget_what_is_older_than_fourteen_days(engine, monkeypatch):
     monkeypatch.setattr(_history, "MINUTE", 0.02)  # each worker prunes once in sixty
     monkeypatch.setattr(_history, "SPREAD", 0.0)

@@ -134,10 +134,13 @@ async def test_the_function_of_ages_is_given_the_session_at_each_refresh(engine)
     assert ages_given == pytest.approx([90, 120], abs=1)
 
 
-async def test_a_function_of_ages_that_returns_something_else_stores_nothing(engine):
-    store = cart_store(ages=lambda session: 300)
-    with pytest.raises(ConfigurationError, match="ages must return TokenAges, not int"):
-        await store.create(engine, Cart())
+async def test_a_function_of_ages_that_fails_stores_nothing(engine):
+    async with AsyncSession(engine) as session:
+        with pytest.raises(ConfigurationError, match="ages must return TokenAges, not int"):
+            await cart_store(ages=lambda session: 300).create(session, Cart())
+        with pytest.raises(ZeroDivisionError):
+            await cart_store(ages=lambda session: 1 / 0).create(session, Cart())
+        await session.commit()  # of a caller who goes on
     assert await session_rows(engine) == []
 
 

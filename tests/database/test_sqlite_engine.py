@@ -11,9 +11,9 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
-from queue_kit import ConfigurationError, NewJob, _sqlite, add_jobs, sqlite_engine
+from queue_kit import ConfigurationError, NewJob, QueueWorker, _sqlite, add_jobs, engine_from_url, sqlite_engine
 from queue_kit._store import Store
 from queue_kit._transactions import Transactions
 
@@ -93,6 +93,45 @@ async def test_only_its_own_engines_are_safe(sqlite_path):
 def test_what_is_no_file_is_refused(path):
     with pytest.raises(ConfigurationError, match=r"takes the path of a file|the folder of"):
         sqlite_engine(path)
+
+
+async def test_a_url_gives_an_engine_for_a_worker(database_url):
+    engine = engine_from_url(database_url.replace("+asyncpg", "").replace("+aiosqlite", ""), pool_size=3)
+    assert await QueueWorker(engine, {}).drain()
+    assert engine.pool.size() == 3
+    if engine.dialect.name == "postgresql":  # where a server's restart leaves dead connections in the pool
+        async with engine.connect() as connection:
+            pid = await connection.scalar(text("SELECT pg_backend_pid()"))
+        other = engine_from_url(database_url)
+        async with other.connect() as connection:
+            await connection.scalar(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
+        await other.dispose()
+    async with engine.connect() as connection:
+        assert await connection.scalar(text("SELECT 1")) == 1
+    await engine.dispose()
+
+
+async def test_who_only_reads_waits_for_no_writer(sqlite_path):
+    engine = sqlite_engine(sqlite_path, busy_timeout=0)
+    reading = engine.execution_options(queue_kit_readonly=True)
+    async with engine.begin(), AsyncSession(reading) as session:
+        assert await session.scalar(text("SELECT count(*) FROM queue_kit_job")) == 0
+    await engine.dispose()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql://u:secret@host/name",  # pragma: allowlist secret
+        "no url",
+        "postgresql://u:se@cret@host/name",  # pragma: allowlist secret
+        "sqlite://",
+    ],
+)
+def test_another_url_is_refused_and_not_quoted(url):
+    with pytest.raises(ConfigurationError) as caught:
+        engine_from_url(url)
+    assert "cret" not in str(caught.value)
 
 
 def test_an_unknown_setting_is_refused(tmp_path):

@@ -103,9 +103,9 @@ async def ready(engine: AsyncEngine) -> AsyncIterator[AsyncEngine]:
 
 
 @contextlib.asynccontextmanager
-async def own_server() -> AsyncIterator[OwnServer]:
+async def own_server(folder: Path | None = None) -> AsyncIterator[OwnServer]:
     """A server that is there for one test."""
-    with postgres() as url:
+    with postgres(folder=folder) as url:
         made = OwnServer(Path(str(make_url(url).query["host"])))
         try:
             yield made

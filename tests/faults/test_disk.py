@@ -5,12 +5,10 @@ import asyncio
 import contextlib
 import sqlite3
 import sys
-import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -29,9 +27,7 @@ PAD = "x" * 2_000
 
 
 @contextlib.asynccontextmanager
-async def on_small_disk(
-    database: Server | Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[tuple[Path, AsyncEngine]]:
+async def on_small_disk(database: Server | Path) -> AsyncIterator[tuple[Path, AsyncEngine]]:
     """A small disk, and an engine on a database of that kind, all of which is on that disk."""
     if isinstance(database, Path):
         with small_disk("3m") as disk:
@@ -39,8 +35,7 @@ async def on_small_disk(
                 yield disk, engine
         return
     with small_disk("128m") as disk:
-        monkeypatch.setattr(tempfile, "tempdir", str(disk))  # where a server's folder is made
-        async with own_server() as own, own.database() as engine:
+        async with own_server(disk) as own, own.database() as engine:
             assert own.data.is_relative_to(disk)
             # What is written meanwhile fits into one file of the log: at its end the server could not go on.
             await raw_autocommit(engine, "SELECT pg_switch_wal()", "CHECKPOINT")
@@ -53,9 +48,9 @@ def full(error: BaseException) -> bool:
     return getattr(cause, "sqlstate", None) == "53100" or getattr(cause, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL
 
 
-async def test_d13_d14_a_full_disk_takes_no_job_and_loses_none(database, monkeypatch, caplog):
+async def test_d13_d14_a_full_disk_takes_no_job_and_loses_none(database, caplog):
     gate, hook = Gate(), Recorder()
-    async with on_small_disk(database, monkeypatch) as (disk, engine):
+    async with on_small_disk(database) as (disk, engine):
         held = await add_jobs(engine, [NewJob("hold", max_retry_count=1)] * 2)
         handlers = {"hold": gate.__call__, "write": write}
         async with QueueWorker(engine, handlers, parallel_count=4, hooks=[hook], **QUICK) as worker:
@@ -77,7 +72,7 @@ async def test_d13_d14_a_full_disk_takes_no_job_and_loses_none(database, monkeyp
     told_each_change_once(caplog, hook.states)
 
 
-async def test_d13_d14_a_handler_that_meets_a_full_disk_spends_no_try(database, monkeypatch):
+async def test_d13_d14_a_handler_that_meets_a_full_disk_spends_no_try(database):
     gate, hook, tried = Gate(), Recorder(), asyncio.Event()
     numbers = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000) SELECT i FROM n"
 
@@ -88,7 +83,7 @@ async def test_d13_d14_a_handler_that_meets_a_full_disk_spends_no_try(database, 
         finally:
             tried.set()
 
-    async with on_small_disk(database, monkeypatch) as (disk, engine):
+    async with on_small_disk(database) as (disk, engine):
         job_id = await add_job(engine, "write much", max_retry_count=1)
         options = {"parallel_count": 1, "hooks": [hook], "poll_interval": 0.1, "retry_delay": 600}
         async with QueueWorker(engine, {"write much": write_much}, **options) as worker:

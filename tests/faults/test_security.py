@@ -14,7 +14,7 @@ import pickle
 import re
 import sys
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -57,10 +57,12 @@ from queue_kit import (
 )
 from queue_kit._health import examine
 from queue_kit.cli import main
+from queue_kit.contrib.sessions import LeakedSession, session_jobs
 from queue_kit.dashboard import Access, dashboard
 from tests.conftest import Server
 from tests.database.clock import far, make_due
 from tests.database.running import raw
+from tests.database.session_stores import Cart, cart_store, move_back
 from tests.postgres import postgres
 from tests.support import Recorder, row_of, until
 
@@ -417,6 +419,25 @@ async def test_s7_a_worker_that_may_not_write_history_works_on(roles, caplog):
     assert (await QueueWorker(roles["worker"], {"works": works}).drain())["completed"] == 1
     (said,) = [record.message for record in caplog.records]
     assert "permission denied for table queue_kit_history" in said
+
+
+async def test_s7_the_session_store_needs_what_its_document_says(roles):
+    await migrate.upgrade(roles["migrate"], ["sessions"])
+    statements = re.findall(r"^GRANT .*?;$", (CHECKOUT / "docs/sessions.md").read_text(), re.MULTILINE)
+    assert len(statements) == 2
+    await roles.execute(roles["migrate"], statements)
+    application, store = roles["enqueue"], cart_store()
+    pair = await store.create(application, Cart())
+    session = await store.get(application, pair.access_token)
+    await store.update(application, replace(session, data=Cart(["tea"])))
+    await store.refresh_tokens(application, pair.refresh_token)
+    await move_back(roles.owner, rotated_at=60)
+    with pytest.raises(LeakedSession):
+        await store.refresh_tokens(application, pair.refresh_token)
+    await store.invalidate(application, session)
+    await refused(application, "DELETE FROM queue_kit_session", "DELETE FROM queue_kit_session_token")
+    assert (await QueueWorker(roles["worker"], session_jobs(store)).drain())["completed"] == 1
+    assert await store.cleanup(roles["worker"], 0) == 2
 
 
 async def test_s7_each_role_does_no_more(roles):

@@ -309,7 +309,7 @@ async def test_u5_of_two_migrating_processes_one_waits_for_the_other(engine, dat
     async with following.start(pause=True) as first:
         await first.half_way()
         async with following.start() as second:
-            await until(lambda: waits(engine, second.pid))
+            await until(waits(engine, second.pid))
             assert second.alive
             first.go_on()
             ends = [await first.ended(), await second.ended()]
@@ -336,7 +336,7 @@ async def test_u5_two_that_build_an_index_beside_the_writers_do_not_deadlock(pg_
 
 
 def asks_again(engine: AsyncEngine) -> Callable[[], Awaitable[bool]]:
-    """Whether a migrating process asks, over and over, for its turn to build: what it says last is that it gives up the
+    """Whether a migrating process asks, over and over, for its turn: what it says last is that it gives up the
     transaction in which it asked."""
     seen: dict[int, set[datetime]] = defaultdict(set)
 
@@ -351,12 +351,15 @@ def asks_again(engine: AsyncEngine) -> Callable[[], Awaitable[bool]]:
     return asked
 
 
-async def waits(engine: AsyncEngine, pid: int) -> bool:
+def waits(engine: AsyncEngine, pid: int) -> Callable[[], Awaitable[bool]]:
     """Whether a migrating process has come to where it waits for its turn."""
     if engine.dialect.name == "postgresql":
-        waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'"
-        return bool(await raw(engine, waiting))
+        return asks_again(engine)
     mapped = Path(f"/proc/{pid}/maps")
     if not mapped.exists():
         pytest.skip("which file a process reads is seen in /proc, which is missing")
-    return f"{engine.url.database}-shm" in mapped.read_text()
+
+    async def reads() -> bool:
+        return f"{engine.url.database}-shm" in mapped.read_text()
+
+    return reads

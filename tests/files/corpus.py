@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, PngImagePlugin
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF")
 STILL = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "AVIF": "image/avif", "GIF": "image/gif"}
 
-SECRET = "47.3769 N, 8.5417 E"
+SECRET = "47.3769 N, 8.5417 E"  # pragma: allowlist secret
 """What a camera has noted, and nobody else shall read."""
 
 

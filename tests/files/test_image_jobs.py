@@ -153,6 +153,20 @@ async def test_a_job_that_comes_twice_makes_one_variant(files, store):
     assert len(await keys(store)) == 2
 
 
+async def test_a_variant_that_somebody_else_has_made_meanwhile_is_kept(files, store, monkeypatch):
+    file = await upload(files, store, source=PHOTO)
+
+    async def made_by_another() -> None:
+        async with AsyncSession(files) as session:
+            asked = {"file_id": str(file.id), "width": 64, "quality": 75, "format": "webp"}
+            await run_handler(file_jobs(store)[TRANSFORM], asked, session=session)
+            await session.commit()
+
+    happens_meanwhile(monkeypatch, store, made_by_another)
+    await transform(files, store, file)
+    assert len(await variants(files)) == 1
+
+
 async def test_a_job_makes_only_what_is_allowed(files, store):
     file = await upload(files, store, source=PHOTO)
     asked = {"file_id": str(file.id), "quality": 1, "format": "webp"}

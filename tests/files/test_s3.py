@@ -40,7 +40,7 @@ def bucket(moto: str):
         name,
         endpoint=moto,
         access_key_id="test",
-        secret_access_key="test",
+        secret_access_key="test",  # pragma: allowlist secret
         region="us-east-1",
         virtual_hosted_style_request=False,
         client_options={"allow_http": True},

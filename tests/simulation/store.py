@@ -4,11 +4,12 @@ is tested too.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
+from sqlalchemy import Executable
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from queue_kit._endings import Settlement
@@ -37,6 +38,12 @@ class WiredTransactions(Transactions):
     def __init__(self, wire: Wire, *, lease: float) -> None:
         super().__init__(ENGINE, gate=asyncio.Semaphore(1), lease=lease)
         self._single = self._reading = self._transactions = wire  # type: ignore[assignment]
+
+    async def _execute(
+        self, engine: Any, statement: Executable, parameters: Mapping[str, Any], *, commits: bool
+    ) -> Sequence[Any]:
+        async with engine.connect() as connection:
+            return (await connection.execute(statement, parameters)).all()
 
     async def dispose(self) -> None:
         """There is no pool."""

@@ -14,8 +14,8 @@ from click.testing import CliRunner, Result
 from sqlalchemy import make_url
 
 from queue_kit import ConfigurationError, add_job, get_job, migrate
+from queue_kit._engine import read_url
 from queue_kit.cli import main
-from queue_kit.cli.database import read_url
 from tests.conftest import sqlite_url
 from tests.support import until
 

@@ -388,8 +388,8 @@ async def test_sessions(
             headers = {} if token is None else {"Authorization": f"Bearer {token}"}
             return await client.post(path, json=body, headers=headers)
 
-        assert (await post("/log-in", name="ada", password="guessed")).status_code == 401
-        answer = await post("/log-in", name="ada", password="engine")
+        assert (await post("/log-in", name="ada", passphrase="guessed")).status_code == 401
+        answer = await post("/log-in", name="ada", passphrase="engine")
         assert answer.headers["cache-control"] == "no-store"
         first = answer.json()
         puts = [post("/cart", first["access_token"], name=item) for item in ("tea", "milk", "sugar")]
@@ -408,6 +408,6 @@ async def test_sessions(
             await until(lambda: "a refresh token of it came again" in caplog.text)
         assert (await post("/log-out", second["access_token"])).status_code == 401
 
-        third = (await post("/log-in", name="ada", password="engine")).json()
+        third = (await post("/log-in", name="ada", passphrase="engine")).json()
         assert (await post("/log-out", third["access_token"])).status_code == 204
         assert (await post("/log-out", third["access_token"])).status_code == 401

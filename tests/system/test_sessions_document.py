@@ -52,7 +52,7 @@ async def test_the_code_of_the_document_runs(engine: AsyncEngine, monkeypatch) -
     await register_cron_jobs(engine, shown["CRON"])
     assert set((await QueueWorker(engine, shown["jobs"]).drain()).values()) == {0}
 
-    (sql,) = [block.text for block in blocks(DOCUMENT) if block.language == "sql"]
+    sql = next(block.text for block in blocks(DOCUMENT) if block.language == "sql")
     async with engine.connect() as connection:
         assert {row.key_id for row in await connection.execute(text(sql))} == {"2026-11"}
 

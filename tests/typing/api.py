@@ -45,6 +45,7 @@ from queue_kit import (
     add_job,
     add_jobs,
     cancel_job,
+    engine_from_url,
     exponential,
     get_job,
     in_process,
@@ -352,6 +353,7 @@ def workers(engine: AsyncEngine) -> None:
 async def lifespan(_app: object) -> AsyncGenerator[None]:
     engine = sqlite_engine("app.db", synchronous="FULL", pool_size=5)
     assert_type(engine, AsyncEngine)
+    assert_type(engine_from_url("postgresql://app@localhost/app", pool_size=5), AsyncEngine)
     await migrate.upgrade(engine)
     assert_type(await migrate.schema_version(engine), int | None)
     others = Handlers()

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from queue_kit import Job
-from queue_kit._claims import BYTES_AHEAD, STALE, Claims, Haul
+from queue_kit._claims import BYTES_AHEAD, STALE, TURN, Claims, Haul
 from queue_kit.job import Claimed
 from tests.support import until
 
@@ -551,3 +551,68 @@ async def test_running_dry_counts_what_was_delivered_before_it_was_asked_for(cla
         dry = asyncio.create_task(claims.run_dry(1))
         pull(claims)
         assert await asyncio.wait_for(dry, 10) == 1
+
+
+# --- turns ------------------------------------------------------------------------------------------------------------
+
+
+async def test_jobs_that_never_suspend_leave_what_is_held_until_the_claim_for_more_is_sent(claims, queue, clock):
+    """Else a worker waits for each claim with nothing to do: many pullers empty the window in one turn of the loop."""
+    queue.ahead = 100
+    queue.holds(*range(1, 1_000))
+    held_when_asked = []
+
+    async def fetch(wanted: int, ahead: int, bytes_ahead: int) -> Haul:
+        held_when_asked.append(len(claims._window))
+        return await queue.fetch(wanted, ahead, bytes_ahead)
+
+    async def work() -> None:
+        rested = True
+        while await claims.next(rested=rested):
+            clock.forward(TURN / 8)
+            rested = False
+
+    claims._fetch = fetch
+    pullers = [asyncio.create_task(work()) for _ in range(50)]
+    async with serving(claims):
+        await until(lambda: len(held_when_asked) > 3)
+    await asyncio.wait_for(asyncio.gather(*pullers), 10)
+    assert min(held_when_asked[1:4]) > 20
+
+
+async def test_one_puller_is_enough_for_jobs_that_never_suspend(claims, queue):
+    queue.ahead = 100
+    queue.holds(*range(1, 31))
+    ran: dict[int, int] = {}
+
+    async def work(number: int) -> None:
+        while await claims.next(rested=False):
+            ran[number] = ran.get(number, 0) + 1
+
+    pullers = [asyncio.create_task(work(number)) for number in range(10)]
+    await turns()
+    async with serving(claims):
+        await until(lambda: sum(ran.values()) == 30)
+    await asyncio.wait_for(asyncio.gather(*pullers), 10)
+    assert len(ran) == 1
+
+
+async def test_all_pullers_work_when_jobs_suspend_and_soon(claims, queue):
+    queue.ahead = 100
+    queue.holds(*range(1, 101))
+    running, open_ = [], asyncio.Event()
+
+    async def work(number: int) -> None:
+        while await claims.next():
+            running.append(number)
+            await open_.wait()
+
+    pullers = [asyncio.create_task(work(number)) for number in range(64)]
+    await turns()
+    async with serving(claims):
+        await until(lambda: running)
+        await turns(20)
+        assert sorted(running) == list(range(64))
+        open_.set()
+        await until(lambda: len(running) == 100)
+    await asyncio.wait_for(asyncio.gather(*pullers), 10)

@@ -8,6 +8,8 @@ that was made.
 
 import base64
 import codecs
+import copy
+import errno
 import io
 import json
 import sys
@@ -16,12 +18,12 @@ from typing import Any
 
 from PIL import (
     AvifImagePlugin,
-    GifImagePlugin,
     Image,
     ImageCms,
-    JpegImagePlugin,
+    ImageColor,
+    ImageFile,
+    ImagePalette,
     MpoImagePlugin,
-    PngImagePlugin,
     TiffImagePlugin,
     UnidentifiedImageError,
     WebPImagePlugin,
@@ -35,12 +37,11 @@ except ImportError:  # Windows has no such limits
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF")
 """What is decoded at all: Pillow would recognise some forty formats, EPS and its interpreter among them."""
 
-LOADED = (
-    *(GifImagePlugin, JpegImagePlugin, MpoImagePlugin, PngImagePlugin, WebPImagePlugin),
-    TiffImagePlugin,  # reads what cameras note
-    *(codecs.lookup(each) for each in ("ascii", "latin-1", "utf-8", "utf-16")),
-)
-"""What decoding would load when it first needs it, and cannot any more by then."""
+# What Pillow would load when it first needs it, and cannot any more by then.
+Image.preinit()
+_LOADED = (copy, ImageColor, ImageFile, ImagePalette, MpoImagePlugin, TiffImagePlugin, WebPImagePlugin)
+for _encoding in ("ascii", "latin-1", "utf-8", "utf-16"):
+    codecs.lookup(_encoding)
 
 KEPT = {"MPO": "JPEG", "GIF": "PNG"}
 """What is written in another format than it came in: a telephone's pair of pictures, and a GIF that does not move."""
@@ -83,7 +84,10 @@ def main(argument: str) -> None:
         answer, made = {"refused": refused.reason, "detail": str(refused)}, b""
     except MemoryError:
         answer, made = {"refused": "memory", "detail": "it does not fit into the memory allowed"}, b""
-    except Exception as error:  # noqa: BLE001 - whatever a decoder raises is about its input
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.EMFILE:
+            raise  # of what is loaded above, something is missing
+        # Whatever else a decoder raises is about its input.
         answer, made = {"refused": "damaged", "detail": f"{type(error).__name__}: {error}"[:200]}, b""
     sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n" + made)
 

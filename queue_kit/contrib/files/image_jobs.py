@@ -107,6 +107,8 @@ def job_file_transform_image(store: FileStore) -> HandlerFunction[TransformJob]:
         if await _originals.lock(session, original) is None:
             event.log.info("file %s was changed or deleted meanwhile", original.id)
             return
+        if await _originals.variant_of(session, original.id, variant) is not None:
+            return
         session.add(
             File(
                 object_key=stored.object_key,

@@ -46,9 +46,15 @@ def now() -> Executable:
 
 @cache
 def add_session() -> Executable:
-    """Store a session; returns its times. Parameters: `session, content, sum`."""
-    values = {"id": _id("session"), "data": bindparam("content", type_=JSON_TYPE), "checksum": bindparam("sum")}
-    return insert(SESSIONS).values(values).returning(SESSION.created_at, SESSION.updated_at)
+    """Store a session. Parameters: `session, content, sum, at`."""
+    values = {
+        "id": _id("session"),
+        "data": bindparam("content", type_=JSON_TYPE),
+        "checksum": bindparam("sum"),
+        "created_at": _time("at"),
+        "updated_at": _time("at"),
+    }
+    return insert(SESSIONS).values(values)
 
 
 @cache

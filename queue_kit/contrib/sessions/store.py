@@ -93,10 +93,11 @@ class SessionStore(Generic[T]):
         content, checksum = self._data.encode(data)
         session_id = uuid4()
         async with session_on(db) as session:
-            added = {"session": session_id, "content": content, "sum": checksum}
-            row = await _one(session, _statements.add_session(), added)
-            new = Session(session_id, data, checksum, row.created_at, row.updated_at)
-            return await self._add_pair(session, new, uuid4(), self._tokens.new_ids())
+            now = (await session.execute(_statements.now())).scalar_one()
+            ages = self._ages_of(Session(session_id, data, checksum, now, now))  # may fail: nothing is stored yet
+            added = {"session": session_id, "content": content, "sum": checksum, "at": now}
+            await session.execute(_statements.add_session(), added)
+            return await self._add_pair(session, session_id, ages, uuid4(), self._tokens.new_ids())
 
     async def get(self, db: Database, access_token: str) -> Session[T]:
         """The session of an access token, read from the database each time: what is revoked is so at once.
@@ -234,23 +235,29 @@ class SessionStore(Generic[T]):
         won = {"pair": row.pair_id, "successor": successor_id}
         if (await transaction.execute(_statements.rotate(), won)).first() is None:
             return None
+        ages = self._ages_of(self._session(row))
         ids = self._tokens.next_ids(claims, successor_id, self._tokens.signing_key_id)
-        return await self._add_pair(transaction, self._session(row), successor_id, ids)
+        return await self._add_pair(transaction, row.id, ages, successor_id, ids)
 
     async def _same_again(self, transaction: AsyncSession, row: Row[Any], claims: Claims) -> TokenPair:
         pair = await _one(transaction, _statements.pair(), {"pair": row.successor_id})
         ids = self._tokens.next_ids(claims, row.successor_id, pair.key_id)
         return self._pair(row.id, ids, pair.key_id, pair)
 
-    async def _add_pair(self, session: AsyncSession, of: Session[T], pair_id: UUID, ids: PairIds) -> TokenPair:
-        ages: object = self._ages if isinstance(self._ages, TokenAges) else self._ages(of)
+    def _ages_of(self, session: Session[T]) -> TokenAges:
+        ages: object = self._ages if isinstance(self._ages, TokenAges) else self._ages(session)
         if not isinstance(ages, TokenAges):
             raise ConfigurationError(f"ages must return TokenAges, not {type(ages).__name__}")
+        return ages
+
+    async def _add_pair(
+        self, session: AsyncSession, session_id: UUID, ages: TokenAges, pair_id: UUID, ids: PairIds
+    ) -> TokenPair:
         access_age, refresh_age = ages.seconds
         key_id = self._tokens.signing_key_id
         pair = {
             "pair": pair_id,
-            "session": of.id,
+            "session": session_id,
             "key": key_id,
             "access": hash_of(ids.access),
             "refresh": hash_of(ids.refresh),
@@ -258,7 +265,7 @@ class SessionStore(Generic[T]):
             "refresh_age": refresh_age,
         }
         times = await _one(session, _statements.add_pair(), pair)
-        return self._pair(of.id, ids, key_id, times)
+        return self._pair(session_id, ids, key_id, times)
 
     def _pair(self, session_id: UUID, ids: PairIds, key_id: str, times: Row[Any]) -> TokenPair:
         created, access, refresh = times.created_at, times.access_expires_at, times.refresh_expires_at
