@@ -7,10 +7,12 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from click import Group
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 import queue_kit
 from queue_kit import CronJob, Handlers, QueueWorker, get_job, sqlite_engine
+from queue_kit.cli import main
 from tests.checks.reader import Notebook, Shell, save
 from tests.checks.test_documents import blocks
 
@@ -99,6 +101,16 @@ def test_the_expressions_of_the_page_on_cron_can_be_scheduled() -> None:
     expressions = re.findall(r"^\| `([^`]+)` \|", (DOCS / "cron.md").read_text(), re.MULTILINE)
     assert len(expressions) >= 5
     assert all(CronJob("any", expression).schedule() for expression in expressions)
+
+
+def test_the_runbook_has_every_alert_and_only_commands_that_exist() -> None:
+    page = (DOCS / "runbook.md").read_text()
+    rules = (DOCS / "monitoring" / "prometheus-alerts.yml").read_text()
+    assert re.findall(r"^\| `(Queue\w+)` \|", page, re.MULTILINE) == re.findall(r"alert: (\w+)", rules)
+    assert isinstance(main, Group)
+    for command, options in re.findall(r"`queue-kit (\w+)([^`]*)`", page):
+        known = {option for parameter in main.commands[command].params for option in parameter.opts}
+        assert set(re.findall(r"--[\w-]+", options)) <= known
 
 
 def test_the_drawings_are_what_their_script_draws() -> None:
