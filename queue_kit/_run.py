@@ -2,7 +2,7 @@
 handler is opaque.
 
 The handler runs in a task of its own and is watched from outside, so one that refuses to end cannot hold its puller.
-The task is cancelled at the deadline and for every other reason, always after the token is set.
+`asyncio.timeout` does the cancelling, at the deadline and for every other reason, always after the token is set.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ import math
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from typing import Any
@@ -81,6 +82,7 @@ class Run:
     """What made the handler's try a failure, unless it was aborted."""
     _over: asyncio.Future[None] | None = None
     """Awaited while the handler is; done when it ended, or had its grace."""
+    _timeout: asyncio.Timeout | None = None
     _before_cancel: Callable[[], Awaitable[None]] | None = None
     _cancelling: asyncio.Task[None] | None = None
 
@@ -161,8 +163,9 @@ class Run:
     async def _cancel(self, grace: float) -> None:
         if self._before_cancel is not None:
             await self._before_cancel()
-        if self.task is not None and self.begun:  # else it will see the token as it begins
-            self.task.cancel()
+        if self._timeout is not None:  # else the handler sees the token as it begins
+            with suppress(RuntimeError):  # it has just ended by itself
+                self._timeout.reschedule(self._loop.time())
         if self._over is not None:
             await asyncio.wait({self._over}, timeout=grace)
             self._end()
@@ -192,9 +195,10 @@ class Run:
     async def _call(self, handler: Handler[Any], session: Any, job: Job[Any]) -> BaseException | None:
         # The exception is returned, not raised: asyncio would let SystemExit and KeyboardInterrupt end the host.
         try:
-            self.event.start(job.name)  # raises when the job was aborted before it began
-            self.begun = True
-            await handler.function(self.event, session, job)
+            async with asyncio.timeout(None) as self._timeout:
+                self.event.start(job.name)  # raises when the job was aborted before it began
+                self.begun = True
+                await handler.function(self.event, session, job)
         except BaseException as error:  # noqa: BLE001
             return error
         return None

@@ -76,8 +76,9 @@ async def _persist_once(self: Spine, attempt: Callable[[], Any]) -> Any:
 
 
 async def _keep_the_slot(self: Run, grace: float) -> None:
-    if self.task is not None and self.begun:
-        self.task.cancel()
+    if self._timeout is not None:
+        with contextlib.suppress(RuntimeError):
+            self._timeout.reschedule(self._loop.time())
 
 
 def _hold_on(self: Claims) -> None:
