@@ -22,7 +22,7 @@ from queue_kit._intake import Intake
 from queue_kit._leases import Leases
 from queue_kit._link import Link
 from queue_kit._pace import Pace
-from queue_kit._pulse import Pulse
+from queue_kit._pulse import NUDGE_PAUSE, Pulse
 from queue_kit._run import Limits
 from queue_kit._scan import Scan
 from queue_kit._sessions import Sessions
@@ -133,7 +133,7 @@ class Crew:
             self._serving(group, self._pulse.serve, "queue_kit: pulse")
             self._serving(group, self._history.serve, "queue_kit: history")
             if self.store.embedded:
-                self._unsubscribe = on_commit(self._engine, committing=self._heard, committed=self._pulse.nudge)
+                self._unsubscribe = on_commit(self._engine, committing=self._heard_early, committed=self._pulse.nudge)
             elif self._listen is not False:
                 engine = self.store.engine if self._listen is True else self._listen
                 self._sleep = Sleep(
@@ -282,6 +282,11 @@ class Crew:
     def _heard(self) -> None:
         self._claims.wake()
         self._pulse.nudge()
+
+    def _heard_early(self) -> None:
+        """Look now and once more: the commit may not be over yet, and its connection may stay open."""
+        self._heard()
+        asyncio.get_running_loop().call_later(NUDGE_PAUSE, self._pulse.nudge)
 
     def _count_wedged(self) -> None:
         exhausted = len(self.spine.wedged) > self._parallel_count

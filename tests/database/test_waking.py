@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import aiosqlite
 import pytest
 from sqlalchemy import Engine, event, insert, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
@@ -216,13 +217,21 @@ async def test_what_is_scheduled_by_a_slow_commit_is_known_when_it_is_over(sqlit
     await engine.dispose()
 
 
-async def test_what_is_scheduled_on_a_connection_that_stays_open_is_known_too(engine):
+@pytest.mark.parametrize("seconds", [0, 0.05])
+async def test_what_is_scheduled_on_a_connection_that_stays_open_is_known_too(engine, monkeypatch, seconds):
+    commit = aiosqlite.Connection.commit
+
+    async def slow_commit(connection):
+        await asyncio.sleep(seconds)
+        await commit(connection)
+
     hook = Recorder()
     async with QueueWorker(engine, {"first": nothing, "work": nothing}, hooks=[hook], **NEVER):
         await ready_to_wake(engine, hook)
         await asyncio.sleep(0.4)  # the looks that the first job brought are over
         async with engine.connect() as connection:
             await add_job(connection, "work", delay=SOON)
+            monkeypatch.setattr(aiosqlite.Connection, "commit", slow_commit)
             await connection.commit()
             await until(lambda: len(hook.settled) == 2)
 
