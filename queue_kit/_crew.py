@@ -284,9 +284,10 @@ class Crew:
         self._pulse.nudge()
 
     def _heard_early(self) -> None:
-        """Look now and once more: the commit may not be over yet, and its connection may stay open."""
-        self._heard()
-        asyncio.get_running_loop().call_later(NUDGE_PAUSE, self._pulse.nudge)
+        """Claim now, which waits for the lock of the commit; look when that is over, since its connection may stay
+        open and never say so."""
+        self._claims.wake()
+        self._pulse.nudge(NUDGE_PAUSE)
 
     def _count_wedged(self) -> None:
         exhausted = len(self.spine.wedged) > self._parallel_count
