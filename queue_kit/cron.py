@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from sqlalchemy import Connection, Executable, Result, Row, delete, insert, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
-from queue_kit._database import Database, check_database, own_commit
+from queue_kit._database import Database, check_database, own_commit, read_committed
 from queue_kit._schedule import Schedule
 from queue_kit._statements import database, recurring
 from queue_kit._statements.vocabulary import CRON, JOB
@@ -91,10 +91,7 @@ async def register_cron_jobs(db: Database, jobs: Sequence[CronJob]) -> CronPlan:
         wanted[job.name] = job
     if not isinstance(db, AsyncEngine):
         return await _register(db, wanted)
-    async with db.connect() as connection:
-        if connection.dialect.name == "postgresql":
-            # Whatever the engine's default: a snapshot from before our turn would show the old definitions.
-            await connection.execution_options(isolation_level="READ COMMITTED")
+    async with read_committed(db) as connection:
         transaction = await connection.begin()
         plan = await _register(connection, wanted)
         with own_commit("the cron definitions"):

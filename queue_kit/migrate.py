@@ -15,6 +15,7 @@ from sqlalchemy.engine.interfaces import ReflectedColumn
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from queue_kit import _revisions
+from queue_kit._database import read_committed
 from queue_kit._indexes import build_beside_writers
 from queue_kit._revisions import Part
 from queue_kit._statements import database
@@ -200,12 +201,9 @@ async def _migrate(engine: AsyncEngine, part: Part, to: int, *, down: bool) -> N
         _revisions.take_turn(connection)
         _revisions.move(MigrationContext.configure(connection), part, to, down=down)
 
-    async with engine.connect() as connection:
-        if connection.dialect.name == "postgresql":
-            # Whatever the engine's default: a snapshot from before our turn would show the old version.
-            await connection.execution_options(isolation_level="READ COMMITTED")
-            if to > 1 and not down:
-                await build_beside_writers(connection, part.indexes(to))
+    async with read_committed(engine) as connection:
+        if connection.dialect.name == "postgresql" and to > 1 and not down:
+            await build_beside_writers(connection, part.indexes(to))
         if not connection.in_transaction():
             await connection.begin()
         await connection.run_sync(run)
