@@ -50,7 +50,6 @@ class Transactions:
 
     async def read(self, statement: Executable, parameters: Mapping[str, Any]) -> Sequence[Row[Any]]:
         """The rows of a statement that changes nothing."""
-
         return await self._bounded(lambda: self._execute(self._reading, statement, parameters, commits=False))
 
     async def write(self, statement: Executable, parameters: Mapping[str, Any]) -> Sequence[Row[Any]]:

@@ -13,7 +13,7 @@ from queue_kit._database import Database
 from queue_kit._history import KEPT_DAYS, MINUTE, SPREAD
 from queue_kit._reach import check_words, session_on
 from queue_kit._statements import database, history
-from queue_kit.job import Seconds, Verdict
+from queue_kit.job import Seconds, Verdict, in_seconds
 
 MOST_POINTS = 120
 
@@ -109,8 +109,8 @@ async def _last_end(session: AsyncSession) -> int:
 
 
 def _minutes(last: Seconds) -> int:
-    seconds = last.total_seconds() if isinstance(last, timedelta) else last
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 60 <= seconds <= KEPT_DAYS * 86_400:
+    seconds = in_seconds(last)
+    if seconds is None or not 60 <= seconds <= KEPT_DAYS * 86_400:
         raise ValueError(f"last is from 60 seconds to {KEPT_DAYS:g} days, not {last!r}")
     return math.ceil(seconds / MINUTE)
 

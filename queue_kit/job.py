@@ -283,13 +283,19 @@ def check_timeout(timeout: object, field: str = "handler_timeout") -> float | No
     return seconds
 
 
-def _as_seconds(value: object, field: str) -> float:
+def in_seconds(value: object) -> float | None:
+    """The seconds of a number or of a timedelta; `None` for what is neither. They may be negative, or not a number."""
     if isinstance(value, timedelta):
         return value.total_seconds()
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _as_seconds(value: object, field: str) -> float:
+    seconds = in_seconds(value)
+    if seconds is None:
         raise InvalidJob(field, f"must be seconds (a number or a timedelta), not {type(value).__name__}")
     try:
-        return float(value)
+        return float(seconds)
     except OverflowError:
         raise InvalidJob(field, "is too large") from None
 

@@ -16,7 +16,6 @@ from sqlalchemy import (
     Integer,
     MetaData,
     SmallInteger,
-    Table,
     Text,
     Uuid,
     and_,
@@ -211,9 +210,6 @@ class SchemaRow(Base):
     compatible_from: Mapped[int] = mapped_column(Integer)
 
 
-def _table(mapped: type[Base]) -> Table:
-    assert isinstance(mapped.__table__, Table)
-    return mapped.__table__
-
-
-JOBS, CRON_ENTRIES, WORKERS, HISTORY = map(_table, (JobRow, CronRow, WorkerRow, HistoryRow))
+JOBS, CRON_ENTRIES, WORKERS, HISTORY = (
+    Base.metadata.tables[each.__tablename__] for each in (JobRow, CronRow, WorkerRow, HistoryRow)
+)

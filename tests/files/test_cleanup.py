@@ -7,12 +7,13 @@ import sys
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import delete, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from queue_kit import AbortToken, ConfigurationError, Event, Handlers, JobState, QueueWorker, ShuttingDown, add_job
 from queue_kit.contrib.files import (
     Cleaned,
+    File,
     FilesNotDeleted,
     FileStore,
     create_or_update_file,
@@ -20,7 +21,6 @@ from queue_kit.contrib.files import (
     file_jobs,
     job_file_cleanup,
 )
-from queue_kit.contrib.files.models import FILES
 from queue_kit.contrib.files.store import MOST_KEYS
 from tests.files.content import PNG, content, folder, keys
 from tests.files.test_uploads import a_transform, count, upload
@@ -128,7 +128,7 @@ async def test_transforms_whose_original_is_gone_go(files, session, local):
             await connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
         else:
             await connection.execute(text("SET LOCAL session_replication_role = replica"))
-        await connection.execute(FILES.delete().where(FILES.c.id == file.id))
+        await connection.execute(delete(File).where(File.id == file.id))
         await connection.commit()
         if files.dialect.name == "sqlite":
             await connection.invalidate()

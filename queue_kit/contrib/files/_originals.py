@@ -24,11 +24,6 @@ class Original(NamedTuple):
     object_key: str
     name: str
 
-    @property
-    def content_id(self) -> str:
-        """What names this content of the file: an update gives it another one."""
-        return self.object_key[-32:]
-
 
 def is_transformable(file: File) -> bool:
     """Whether variants may be made: of an image that nobody has refused, and that is no variant itself."""

@@ -15,14 +15,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
 from queue_kit._dialect.batches import member_of
-from queue_kit._dialect.clock import clock_time
 from queue_kit._handler import HandlerFunction
+from queue_kit._statements.database import database_time
 from queue_kit.contrib.files.errors import FilesNotDeleted
 from queue_kit.contrib.files.models import File
 from queue_kit.contrib.files.store import FileStore
 from queue_kit.errors import ConfigurationError
 from queue_kit.event import Event
-from queue_kit.job import Job, Seconds
+from queue_kit.job import Job, Seconds, in_seconds
 
 MOST_REASONS = 20
 """Objects that are named when they could not be deleted; a storage that is down fails for every one of them."""
@@ -57,7 +57,7 @@ def job_file_cleanup(
 
     async def cleanup(event: Event, session: AsyncSession, _job: Job[dict[str, Any]]) -> Cleaned:
         cleaned, reasons, failed = Cleaned(), dict[str, str](), 0
-        started_at = await session.scalar(select(clock_time()))
+        started_at = await session.scalar(database_time())
         assert started_at is not None
         if not dry_run:
             cleaned.transforms = len((await session.scalars(_orphaned_transforms())).all())
@@ -103,8 +103,7 @@ def _orphaned_transforms() -> Any:
 
 
 def _check_age(age: Seconds) -> timedelta:
-    if isinstance(age, timedelta):
-        age = age.total_seconds()
-    if isinstance(age, bool) or not isinstance(age, int | float) or not 0 <= age <= 36_500 * 86_400:
+    seconds = in_seconds(age)
+    if seconds is None or not 0 <= seconds <= 36_500 * 86_400:
         raise ConfigurationError(f"minimum_age is seconds, at least 0, not {age!r}")
-    return timedelta(seconds=age)
+    return timedelta(seconds=seconds)

@@ -19,7 +19,7 @@ from queue_kit._handler import HandlerFunction
 from queue_kit.contrib.files import _originals
 from queue_kit.contrib.files._originals import REFUSED, Original
 from queue_kit.contrib.files.errors import ImageRefused
-from queue_kit.contrib.files.models import File
+from queue_kit.contrib.files.models import File, content_id
 from queue_kit.contrib.files.store import FileStore
 from queue_kit.contrib.files.variants import ImageFormat, Variant
 from queue_kit.enqueue import add_job
@@ -49,8 +49,7 @@ class TransformJob:
 async def add_transform_job(db: Database, file: File, variant: Variant) -> None:
     """Have a variant made; nothing happens when it is being made already."""
     data = {"file_id": str(file.id), "width": variant.width, "quality": variant.quality, "format": variant.format}
-    content = Original(file.id, file.object_key, file.name).content_id
-    await add_job(db, TRANSFORM_JOB, data, unique_key=f"{TRANSFORM_JOB}:{content}:{variant}")
+    await add_job(db, TRANSFORM_JOB, data, unique_key=f"{TRANSFORM_JOB}:{content_id(file.object_key)}:{variant}")
 
 
 def job_file_generate_placeholder_image(store: FileStore) -> HandlerFunction[PlaceholderJob]:

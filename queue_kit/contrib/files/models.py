@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, ClassVar
 from uuid import UUID, uuid4
 
-from sqlalchemy import CheckConstraint, ForeignKey, MetaData, String, Table, Text, UniqueConstraint, Uuid, text
+from sqlalchemy import CheckConstraint, ForeignKey, MetaData, String, Text, UniqueConstraint, Uuid, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from queue_kit._dialect.clock import clock_time
@@ -68,5 +68,7 @@ class File(Base):
         return f'"{self.sha256[:32]}"'
 
 
-assert isinstance(File.__table__, Table)
-FILES: Table = File.__table__
+def content_id(object_key: str) -> str:
+    """What names one content of a file: an update gives it another one. Jobs on it are keyed by that, so that one that
+    is still at work on the old content keeps none for the new one away."""
+    return object_key[-32:]

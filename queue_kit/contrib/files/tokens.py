@@ -8,7 +8,6 @@ another key.
 import hashlib
 import time
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import TypeAlias
 from uuid import UUID
 
@@ -17,7 +16,7 @@ from jwt.utils import base64url_decode, base64url_encode
 
 from queue_kit.contrib.files.errors import InvalidFileToken
 from queue_kit.errors import ConfigurationError
-from queue_kit.job import Seconds
+from queue_kit.job import Seconds, in_seconds
 
 SigningKey: TypeAlias = str | bytes
 
@@ -39,8 +38,8 @@ def sign_file_access_token(file_id: UUID, *, signing_key: SigningKey, max_age: S
     >>> token = sign_file_access_token(UUID(int=7), signing_key=b"k" * 32, max_age=60)
     """
     key = _check_key(signing_key, "signing_key")
-    seconds = max_age.total_seconds() if isinstance(max_age, timedelta) else max_age
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 1 <= seconds <= 366 * 86_400:
+    seconds = in_seconds(max_age)
+    if seconds is None or not 1 <= seconds <= 366 * 86_400:
         raise ConfigurationError(f"max_age is seconds from 1 to a year, not {max_age!r}")
     now = int(time.time())
     claims = {"aud": _AUDIENCE, "sub": str(_check_id(file_id)), "iat": now, "exp": now + int(seconds)}

@@ -18,7 +18,7 @@ from queue_kit._reach import session_on
 from queue_kit.contrib.files._incoming import Source
 from queue_kit.contrib.files._sniff import check_allowed, check_content_type, decide
 from queue_kit.contrib.files.errors import InvalidFile
-from queue_kit.contrib.files.models import File
+from queue_kit.contrib.files.models import File, content_id
 from queue_kit.contrib.files.store import FileStore
 from queue_kit.enqueue import add_job
 from queue_kit.errors import InvalidJob
@@ -119,8 +119,7 @@ async def _update_row(
 
 
 async def _schedule_placeholder(session: AsyncSession, file: File) -> None:
-    # The key is the content's: while a job works on the old content, the new one gets its own.
-    key = f"{PLACEHOLDER_JOB}:{file.object_key[-32:]}"
+    key = f"{PLACEHOLDER_JOB}:{content_id(file.object_key)}"
     await add_job(session, PLACEHOLDER_JOB, {"file_id": str(file.id)}, unique_key=key)
 
 

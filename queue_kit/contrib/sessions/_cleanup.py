@@ -7,6 +7,7 @@ from datetime import timedelta
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from queue_kit._dialect.columns import LONG_AGO
+from queue_kit._statements.database import database_time
 from queue_kit.contrib.sessions import _statements
 from queue_kit.errors import ConfigurationError
 
@@ -38,7 +39,7 @@ class Limits:
 
 async def clean_some(session: AsyncSession, limits: Limits, most: int) -> int:
     """Delete at most so many pairs, and the sessions that have none left; fewer means that nothing more is to do."""
-    now = (await session.execute(_statements.now())).scalar_one()
+    now = (await session.execute(database_time())).scalar_one()
     ended_before = now - timedelta(days=limits.after_end)
     made_before = LONG_AGO if limits.after_beginning is None else now - timedelta(days=limits.after_beginning)
     expired = {"until": now, "ended_before": ended_before, "most": most}

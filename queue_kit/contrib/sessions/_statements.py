@@ -39,11 +39,6 @@ def _time(name: str) -> Any:
     return bindparam(name, type_=UtcDateTime())
 
 
-def now() -> Executable:
-    """The database's clock."""
-    return select(clock_time())
-
-
 @cache
 def add_session() -> Executable:
     """Store a session. Parameters: `session, content, sum, at`."""

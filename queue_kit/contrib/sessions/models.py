@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, ClassVar
 from uuid import UUID
 
-from sqlalchemy import ForeignKey, Index, LargeBinary, MetaData, Table, Text, Uuid, text
+from sqlalchemy import ForeignKey, Index, LargeBinary, MetaData, Text, Uuid, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from queue_kit._dialect.clock import clock_time
@@ -76,9 +76,4 @@ class SessionTokenRow(Base):
     )
 
 
-def _table(mapped: type[Base]) -> Table:
-    assert isinstance(mapped.__table__, Table)
-    return mapped.__table__
-
-
-SESSIONS, TOKENS = map(_table, (SessionRow, SessionTokenRow))
+SESSIONS, TOKENS = (Base.metadata.tables[each.__tablename__] for each in (SessionRow, SessionTokenRow))

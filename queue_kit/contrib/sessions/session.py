@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 from uuid import UUID
 
 from queue_kit.errors import ConfigurationError
-from queue_kit.job import Seconds
+from queue_kit.job import Seconds, in_seconds
 
 T = TypeVar("T")
 
@@ -82,11 +82,8 @@ class LeakReport:
 
 
 def _seconds(age: object, which: str) -> float:
-    if isinstance(age, timedelta):
-        seconds = age.total_seconds()
-    elif isinstance(age, int | float) and not isinstance(age, bool):
-        seconds = age
-    else:
+    seconds = in_seconds(age)
+    if seconds is None:
         raise ConfigurationError(f"{which} is seconds (a number or a timedelta), not {type(age).__name__}")
     if not 1 <= seconds <= LONGEST_AGE.total_seconds():
         raise ConfigurationError(f"{which} is from 1 second to {LONGEST_AGE.days:,} days, not {age!r}")

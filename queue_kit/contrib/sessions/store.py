@@ -10,8 +10,9 @@ from uuid import UUID, uuid4
 from sqlalchemy import Executable, Row
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from queue_kit._database import Database, check_database, own_commit
+from queue_kit._database import Database, check_database, own_commit, read_committed
 from queue_kit._reach import session_on
+from queue_kit._statements.database import database_time
 from queue_kit.contrib.sessions import _statements
 from queue_kit.contrib.sessions._cleanup import Limits, clean_some
 from queue_kit.contrib.sessions._data import SessionData
@@ -93,7 +94,7 @@ class SessionStore(Generic[T]):
         content, checksum = self._data.encode(data)
         session_id = uuid4()
         async with session_on(db) as session:
-            now = (await session.execute(_statements.now())).scalar_one()
+            now = (await session.execute(database_time())).scalar_one()
             ages = self._ages_of(Session(session_id, data, checksum, now, now))  # may fail: nothing is stored yet
             added = {"session": session_id, "content": content, "sum": checksum, "at": now}
             await session.execute(_statements.add_session(), added)
@@ -302,14 +303,10 @@ def _check_session(session: object) -> Session[Any]:
 async def _own_transaction(db: Database) -> AsyncIterator[AsyncSession]:
     """A transaction that is committed at the end, in a session or on a connection that is in none yet."""
     if isinstance(db, AsyncEngine):
-        async with db.connect() as connection:
-            if db.dialect.name == "postgresql":
-                # Whatever the engine's default: who waits for another refresh must see what that one wrote.
-                await connection.execution_options(isolation_level="READ COMMITTED")
-            async with AsyncSession(connection) as session:
-                yield session
-                with own_commit("the refresh"):
-                    await session.commit()
+        async with read_committed(db) as connection, AsyncSession(connection) as session:
+            yield session
+            with own_commit("the refresh"):
+                await session.commit()
         return
     if db.in_transaction():
         raise ConfigurationError(
