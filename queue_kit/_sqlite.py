@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import PoolResetState
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
@@ -50,7 +51,8 @@ def sqlite_engine(
         raise ConfigurationError(f"synchronous is 'NORMAL' or 'FULL', not {synchronous!r}")
     url = URL.create("sqlite+aiosqlite", database=file)
     try:
-        engine = create_async_engine(url, connect_args={"timeout": busy_timeout}, **engine_options)
+        options = {"pool_reset_on_return": None, **engine_options}
+        engine = create_async_engine(url, connect_args={"timeout": busy_timeout}, **options)
     except ModuleNotFoundError as error:
         raise ConfigurationError("SQLite needs aiosqlite: pip install 'queue-kit[sqlite]'") from error
 
@@ -62,6 +64,7 @@ def sqlite_engine(
         cursor.close()
 
     event.listen(engine.sync_engine, "connect", connected)
+    event.listen(engine.sync_engine, "reset", _reset)
     event.listen(engine.sync_engine, "close", _roll_back)
     prepare(engine.sync_engine)
     return engine
@@ -80,6 +83,13 @@ def is_safe(engine: AsyncEngine) -> bool:
 def _begin(connection: Connection) -> None:
     reading = connection.get_execution_options().get("queue_kit_readonly")
     connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+
+def _reset(connection: Any, _record: object, state: PoolResetState) -> None:
+    # The pool's own way is to roll back behind every commit as well. A cancellation that came just then was reported as
+    # an error with a traceback, and cost the connection.
+    if state.asyncio_safe and connection.driver_connection.in_transaction:
+        connection.rollback()
 
 
 def _roll_back(connection: Any, _record: object) -> None:

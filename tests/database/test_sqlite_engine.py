@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from uuid import uuid4
 
+import aiosqlite
 import pytest
 from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import OperationalError
@@ -203,4 +204,36 @@ async def test_a_cancelled_transaction_leaves_no_lock_though_its_traceback_lives
     async with engine.begin() as connection:
         assert await connection.scalar(text("SELECT count(*) FROM queue_kit_job")) == 0
     assert held.tb is not None
+    await engine.dispose()
+
+
+async def test_nothing_is_rolled_back_behind_a_commit_where_a_cancellation_would_be_reported(
+    sqlite_path, monkeypatch, caplog
+):
+    engine = sqlite_engine(sqlite_path)
+    async with engine.connect():
+        pass  # SQLAlchemy looks around in the first connection, and rolls that back
+    roll_back = aiosqlite.Connection.rollback
+
+    async def cancelled(connection):
+        adding.cancel()
+        await roll_back(connection)
+
+    monkeypatch.setattr(aiosqlite.Connection, "rollback", cancelled)
+    adding = asyncio.create_task(add_jobs(engine, [NewJob("tick")]))
+    (job_id,) = await adding
+    assert job_id is not None
+    assert caplog.records == []
+    monkeypatch.undo()
+    await engine.dispose()
+
+
+async def test_a_transaction_that_was_left_open_is_rolled_back_when_its_connection_comes_back(sqlite_path):
+    engine = sqlite_engine(sqlite_path, busy_timeout=0.5, pool_size=1, max_overflow=0)
+    async with engine.connect() as connection:
+        driver = (await connection.get_raw_connection()).driver_connection
+        await driver.execute("BEGIN IMMEDIATE")
+        await driver.execute("INSERT INTO queue_kit_job (name) VALUES ('left')")
+    async with engine.begin() as connection:
+        assert await connection.scalar(text("SELECT count(*) FROM queue_kit_job")) == 0
     await engine.dispose()
