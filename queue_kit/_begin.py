@@ -1,4 +1,5 @@
-"""How a handler's transaction begins on PostgreSQL: with its isolation level, and with the time its statements have.
+"""How a handler's transaction begins on PostgreSQL: with its isolation level, with the time its statements have, and
+with a guard before its commit.
 
 SQLAlchemy sends BEGIN with the first statement, and each setting would travel as a statement of its own: an eighth of
 what a small transaction takes. So BEGIN is sent from here, with the settings in the same message.
@@ -10,18 +11,26 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import await_only
 
+from queue_kit._commits import Commits, GuardedTransaction, MayCommit
 from queue_kit._statements import database
 
 
-def begin(connection: Connection, *, isolation: str | None, statement_timeout: int | None) -> None:
+def begin(
+    connection: Connection,
+    *,
+    isolation: str | None,
+    statement_timeout: int | None,
+    commits: Commits,
+    may_commit: MayCommit,
+) -> None:
     """Begin the transaction of a connection that SQLAlchemy takes for begun, with an isolation level and milliseconds
-    for each statement; `None` is what the connection has."""
-    if isolation is None and statement_timeout is None:
-        return
+    for each statement (`None` is what the connection has), and refuse its commit unless `may_commit`."""
     adapter: Any = connection.connection.dbapi_connection
     if _can_begin(adapter):
         _send_begin(connection, adapter, isolation, statement_timeout)
+        adapter._transaction = GuardedTransaction(adapter._transaction, may_commit)  # noqa: SLF001
         return
+    commits.watch(connection, may_commit)
     if isolation is not None:
         connection.exec_driver_sql(f"SET TRANSACTION ISOLATION LEVEL {isolation}")
     if statement_timeout is not None:

@@ -4,7 +4,6 @@ Plain JSON passes untouched; anything else goes through pydantic, which is impor
 """
 
 import inspect
-import json
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, Protocol, get_args, get_origin, get_type_hints
@@ -59,8 +58,8 @@ class TypedPayload:
 
     def encode(self, value: object) -> object:
         """JSON of `value`, which must read back as the same type."""
-        from pydantic import PydanticSchemaGenerationError, ValidationError
-        from pydantic_core import PydanticSerializationError
+        from pydantic import PydanticSchemaGenerationError
+        from pydantic_core import PydanticSerializationError, ValidationError, to_json
         from typing_extensions import is_typeddict
 
         expected = self._type if isinstance(self._type, type) and get_origin(self._type) is None else None
@@ -72,7 +71,7 @@ class TypedPayload:
             encoded: object = self._adapter.dump_python(
                 self._adapter.validate_python(value), mode="json", warnings=False
             )
-            self._adapter.validate_json(json.dumps(encoded))
+            self._adapter.validate_json(to_json(encoded, inf_nan_mode="constants"))
         except ValidationError as error:
             raise self._invalid(InvalidJob, error) from None
         except (PydanticSerializationError, PydanticSchemaGenerationError, ValueError, TypeError) as error:
@@ -83,10 +82,10 @@ class TypedPayload:
 
     def decode(self, data: object) -> Any:
         """`data` as the type."""
-        from pydantic import ValidationError
+        from pydantic_core import ValidationError, to_json
 
         try:
-            return self._adapter.validate_json(json.dumps(data))
+            return self._adapter.validate_json(to_json(data, inf_nan_mode="constants"))
         except ValidationError as error:
             raise self._invalid(InvalidPayload, error) from None
         except BaseException as error:  # a validator is code of the user

@@ -278,10 +278,16 @@ class HandlerSession:
             self._refuse_when_killed()
         if not self._setting.embedded:
             self._statement_timeout = self._time_left()
-            begin(connection, isolation=self._setting.isolation, statement_timeout=self._statement_timeout)
-        self._setting.commits.watch(connection, self.guard_commit)
+            begin(
+                connection,
+                isolation=self._setting.isolation,
+                statement_timeout=self._statement_timeout,
+                commits=self._setting.commits,
+                may_commit=self._may_commit,
+            )
         self._connection = connection
         if self._setting.embedded:
+            self._setting.commits.watch(connection, self._may_commit)
             if not self._setting.joined:  # there, to roll back to the savepoint is a statement as well
                 event.listen(connection, "before_cursor_execute", self._refuse_when_aborted)
             self._driver._execute = self._watched(self._driver._execute)  # noqa: SLF001 - all its calls pass here
@@ -352,12 +358,9 @@ class HandlerSession:
             self._token.abort(lost)
             raise lost
 
-    def guard_commit(self, connection: Connection) -> None:
-        """Refuse a commit that passed the session by."""
-        if not self._committing and self._driver is not None:
-            # SQLAlchemy takes a commit that raised for done, and would give the open transaction back to the pool.
-            connection.connection.rollback()
-            raise UnfencedCommit("commit through session.commit(), which checks the lease; nothing was committed")
+    def _may_commit(self) -> bool:
+        """Whether the connection's commit is the session's own."""
+        return self._committing or self._driver is None
 
     def ended(self) -> None:
         """The transaction is over, one way or the other."""

@@ -171,7 +171,7 @@ class Spine:
         budget = None if self._store.embedded else settling_seconds(self._store.lease)
         with suppress(TimeoutError):
             async with Patience(budget):
-                await asyncio.wait({commit})
+                await asyncio.shield(commit)
         if not commit.done():
             self._kill(session)
             commit.cancel()
