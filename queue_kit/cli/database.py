@@ -124,6 +124,11 @@ def words(error: Exception) -> str:
         return str(error)
     if isinstance(error, TimeoutError):
         return "the database did not answer in time"
+    if isinstance(error, OSError):
+        return (
+            f"the database cannot be reached ({error}): is the server up, and --database-url (or "
+            "QUEUE_KIT_DATABASE_URL) right?"
+        )
     if sqlstate(error) == LOCK_NOT_AVAILABLE:
         return (
             f"a transaction held a lock of the queue's tables for longer than {migrate.LOCK_TIMEOUT}, so nothing was "

@@ -204,7 +204,8 @@ def show(job_id: int, url: URL, as_json: bool) -> None:
         if value is not None:
             click.echo(f"  {label:<14} {shown(value)}")
     click.echo("payload")
-    _indented(json.dumps(job["data"], indent=2))
+    for line in json.dumps(job["data"], indent=2).splitlines():
+        click.echo(f"  {shown(line)}")
     for error in job["errors"] if isinstance(job["errors"], list) else []:
         _print_failure(error if isinstance(error, dict) else {"reason": error})
 
@@ -213,9 +214,10 @@ def _print_failure(error: dict[str, Any]) -> None:
     timings = timings_of(error)
     said = f"error in try {shown(error.get('try'))} at {shown(error.get('at'))}, {took(timings)}"
     click.echo(click.style(said, bold=True))
-    _indented(_head(error))
+    click.echo(f"  {shown(_head(error))}")
     if error.get("traceback"):
-        _indented(str(error["traceback"]))
+        for line in str(error["traceback"]).splitlines():  # may hold a message of many lines that look like others here
+            click.echo(f"  | {shown(line)}")
     if timings.spans:
         click.echo("  spans")
         for line in span_lines(timings):
@@ -240,8 +242,3 @@ def _facts(job: dict[str, Any]) -> list[tuple[str, object]]:
         ("cron entry", job["cron_name"]),
         ("asked to end", "yes" if job["cancel_requested"] else None),
     ]
-
-
-def _indented(text: str) -> None:
-    for line in text.splitlines():
-        click.echo(f"  {shown(line)}")

@@ -1,6 +1,7 @@
 """Templates to responses. Everything is escaped; links are relative, so that the dashboard works under any prefix."""
 
 import hashlib
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
@@ -49,6 +50,10 @@ NOTICES = {
 }
 
 
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+"""What a terminal may take for a command, were a page printed there."""
+
+
 class Renderer:
     """Makes pages of the templates."""
 
@@ -85,7 +90,7 @@ class Renderer:
             ago=lambda instant: _wording.ago(instant, now),
             **values,
         )
-        return HTMLResponse(text.encode("utf-8", "replace"), status)
+        return HTMLResponse(_CONTROLS.sub(_reference, text).encode("utf-8", "replace"), status)
 
     def refusal(self, request: Request, error: HTTPException) -> Response:
         """Why there is no page, or no change."""
@@ -126,6 +131,11 @@ def query(values: Mapping[str, Any], **changes: Any) -> str:
 def exactly(values: Mapping[str, Any]) -> str:
     """The query of a link, in which an empty text says something."""
     return "?" + urlencode(values) if values else ""
+
+
+def _reference(control: re.Match[str]) -> str:
+    """The same for a browser: a form gives the very value back."""
+    return f"&#{ord(control[0])};"
 
 
 @cache

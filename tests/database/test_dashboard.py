@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
+from urllib.parse import quote
 from uuid import uuid4
 
 import httpx
@@ -518,6 +519,15 @@ async def test_s8_hidden_payloads_hide_what_errors_quote(engine):
                 assert SECRET not in text
             assert "hidden from you" in (await ada.get(f"/jobs/{job_id}")).text
             assert "ValueError" in (await ada.get(f"/jobs/{job_id}")).text
+
+
+async def test_a_page_has_no_control_characters_and_gives_them_back(ada, engine):
+    name = "red \x1b[31m\x7f"
+    job_id = await add_job(engine, name, {"key": name})
+    for path in ("/jobs", f"/jobs/{job_id}", f"/jobs?name={quote(name)}"):
+        page = (await ada.get(path)).text
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", page)
+        assert "red &#27;[31m&#127;" in page
 
 
 async def test_rows_written_by_hand_are_shown(ada, engine):

@@ -84,6 +84,10 @@ async def test_a_file_is_the_callers_until_they_commit(files, store, through):
     assert await get_file(files, file_id) is not None
 
 
+async def test_a_content_type_that_a_form_left_empty_says_nothing(files, store):
+    assert (await upload(files, store, HTML, content_type="")).content_type == "text/html"
+
+
 async def test_what_is_not_allowed_is_refused_before_anything_is_stored(files, store):
     with pytest.raises(InvalidFile, match="text/html is not allowed"):
         await upload(files, store, HTML, allowed_content_types=["image/png"])

@@ -211,7 +211,8 @@ def test_work_on_a_database_without_tables_says_what_to_do(app, empty_database_u
 def test_work_finds_its_worker_and_says_that_no_database_answers(app, attribute):
     result = invoke("work", f"app_jobs:{attribute}", url=f"postgresql+asyncpg://u:{SECRET}@127.0.0.1:1/name")
     assert result.exit_code == 1
-    assert "Error: ConnectionRefusedError" in result.output
+    assert "Error: the database cannot be reached ([Errno 111]" in result.output
+    assert "is the server up, and --database-url (or QUEUE_KIT_DATABASE_URL) right?" in result.output
     assert SECRET not in result.output
 
 

@@ -190,6 +190,14 @@ async def test_what_others_wrote_reaches_no_terminal_with_its_control_characters
     assert "\\x1b]0;owned" in await cli("show", str(job_id))
 
 
+async def test_a_message_of_many_lines_imitates_no_line_of_the_job(engine, cli):
+    forged = "gone\n  tries          9 failed\nerror in try 9 at never"
+    job_id = await job_in(engine, "failed", errors=error(message=forged, traceback=f"Traceback:\nE: {forged}"))
+    said = (await cli("show", str(job_id))).splitlines()
+    assert [line for line in said if "9 failed" in line] == ["  |   tries          9 failed"]
+    assert [line[:4] for line in said if "try 9" in line] == ["  | "]
+
+
 @pytest.mark.parametrize("errors", [7, {}, [None], ["x"], [{}], [{"class": 7, "traceback": [1]}]], ids=str)
 async def test_a_record_that_somebody_spoiled_is_still_shown(engine, cli, errors):
     job_id = await job_in(engine, "failed")

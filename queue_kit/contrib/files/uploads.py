@@ -47,9 +47,10 @@ async def create_or_update_file(
     """Store content and the row that describes it; with the `file_id` of a file there is, its new content.
 
     `source` is bytes, a `Path`, or something to read from asynchronously. The content type is found from the bytes;
-    `content_type` may say more of what they cannot tell (`text/csv`), and `allowed_content_types` which there may be
-    (`["image/*", "application/pdf"]`). `meta` is JSON that is kept with the file; `None` leaves it as it is. With
-    `schedule_placeholder_image_job` an image gets its placeholder and its size by a job.
+    `content_type` may say more of what they cannot tell (`text/csv`; empty, as some forms send it, says nothing), and
+    `allowed_content_types` which there may be (`["image/*", "application/pdf"]`). `meta` is JSON that is kept with the
+    file; `None` leaves it as it is. With `schedule_placeholder_image_job` an image gets its placeholder and its size by
+    a job.
 
     `db` is an `AsyncSession` or `AsyncConnection` (the file exists when the caller commits), or an `AsyncEngine`
     (committed here). The content is uploaded before the row is written, so begin no transaction before that need not be
@@ -69,13 +70,13 @@ async def create_or_update_file(
     _check_meta(meta)
     if file_id is not None and not isinstance(file_id, UUID):
         raise InvalidFile("file_id", f"must be a UUID, not {type(file_id).__name__}")
-    if content_type is not None:
+    if content_type:
         check_content_type(content_type)
     if allowed_content_types is not None:
         check_allowed(allowed_content_types)
     incoming = store.incoming(source)
     try:
-        values["content_type"] = decide(await incoming.first(), content_type, allowed_content_types)
+        values["content_type"] = decide(await incoming.first(), content_type or None, allowed_content_types)
         stored = await store.write(incoming)
     finally:
         await incoming.close()
