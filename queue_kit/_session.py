@@ -176,7 +176,7 @@ class HandlerSession:
             self.session.retire(self._killed)
 
     async def quiesce(self) -> None:
-        """Let SQLite's statement in flight fail by itself, so that the cancellation that follows leaks no lock.
+        """Let SQLite's statement in flight fail by itself, so that the cancellation that follows finds none.
 
         Nothing to do on PostgreSQL, where the driver turns a cancellation into a cancel request. From here on
         `_refuse_when_aborted` lets no new statement begin.

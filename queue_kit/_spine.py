@@ -167,7 +167,7 @@ class Spine:
             return None
 
         commit = self._spawn(attempt(), "commit", context=run.context)
-        # On SQLite a cancelled statement leaks its lock; there the busy timeout bounds the wait.
+        # On SQLite a cancelled statement would run on, with its lock; there the busy timeout bounds the wait.
         budget = None if self._store.embedded else settling_seconds(self._store.lease)
         with suppress(TimeoutError):
             async with Patience(budget):
@@ -335,7 +335,7 @@ class Spine:
         await self._endings.close()
         if self._background:
             await asyncio.wait(set(self._background), timeout=1.0)
-        if not self._store.embedded:  # on SQLite a cancelled statement leaks its lock
+        if not self._store.embedded:  # on SQLite a cancelled statement would run on, with its lock
             for task in self._background:
                 task.cancel()
 

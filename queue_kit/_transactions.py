@@ -108,7 +108,8 @@ class Transactions:
         self._engine.sync_engine.pool._invalidate_time = time.time()  # noqa: SLF001 - there is no public way
 
     async def _whole(self, transaction: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """A cancelled SQLite statement leaks its lock, so it is let run to its end; `busy_timeout` bounds it."""
+        """A cancelled SQLite statement would run on, with its lock, and its connection would be lost: so it is let come
+        to its end, which `busy_timeout` bounds."""
         task = asyncio.create_task(transaction(), name="queue_kit: SQLite transaction")
         try:
             return await asyncio.shield(task)

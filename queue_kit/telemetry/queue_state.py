@@ -138,7 +138,7 @@ class QueueStateMetrics(Collector):
         began = time.monotonic()
         insights = None
         try:
-            # On SQLite a cancelled statement leaks its lock; a reader there waits for nobody.
+            # On SQLite a cancelled statement would run on and cost its connection; a reader there waits for nobody.
             async with asyncio.timeout(self._timeout + LATER if self._is_postgresql else None):
                 insights = await self._read()
         except Exception as error:  # noqa: BLE001 - whatever it is, a scrape says that it failed
