@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Settings:
-    """`folder` is for uploads and outgoing mail."""
+    """`folder` is for uploads, outgoing mail, and what is not given: the SQLite file, the key of the sessions."""
 
     folder: Path
     database_url: str = field(repr=False)  # it may hold a password
