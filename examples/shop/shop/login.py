@@ -61,7 +61,7 @@ class LoginMiddleware:
         request.state.login = login
         refused = refuse_change(request, login) if request.method not in {"GET", "HEAD"} else None
         response = refused or await call_next(request)
-        if pair and "set-cookie" not in response.headers:
+        if pair and not has_token_cookies(response):  # no log-in or log-out, which has the last word
             set_cookies(request, response, pair)
         response.headers.setdefault("Content-Security-Policy", "default-src 'self'; img-src 'self' data:")
         response.headers.setdefault("Referrer-Policy", "same-origin")
@@ -112,6 +112,11 @@ def set_cookies(request: Request, response: Response, pair: TokenPair) -> None:
     ):
         response.set_cookie(name, token, expires=expires, httponly=True, samesite="lax", secure=secure)
     response.headers["Cache-Control"] = "no-store"
+
+
+def has_token_cookies(response: Response) -> bool:
+    """Whether a response gives or takes the tokens itself. Other cookies, as the dashboard's, say nothing of them."""
+    return any(cookie.startswith("access=") for cookie in response.headers.getlist("set-cookie"))
 
 
 def drop_cookies(response: Response) -> None:
