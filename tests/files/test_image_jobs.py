@@ -304,6 +304,21 @@ async def test_a_change_in_place_that_is_rolled_back_is_none(files, store):
     assert (await again(files, file)).object_key == file.object_key
 
 
+async def test_while_a_change_in_place_is_uploaded_nobody_waits_for_it(files, store, monkeypatch):
+    """The storage may be slow, and SQLite has one writer. Who writes meanwhile has the last word."""
+    file = await upload(files, store, source=PHOTO)
+    write = store.write
+
+    async def deleted_and_written(source: Any) -> Any:
+        async with asyncio.timeout(5):
+            assert await delete_file(files, file.id)
+        return await write(source)
+
+    monkeypatch.setattr(store, "write", deleted_and_written)
+    with pytest.raises(InvalidFile, match="changed or deleted meanwhile"):
+        await transform_file_in_place(files, store, file.id)
+
+
 async def test_what_cannot_be_changed_in_place_says_why(files, store, monkeypatch):
     with pytest.raises(FileNotFound):
         await transform_file_in_place(files, store, uuid4())

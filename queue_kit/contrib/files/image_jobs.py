@@ -21,6 +21,7 @@ from queue_kit.contrib.files._originals import REFUSED, Original
 from queue_kit.contrib.files.errors import ImageRefused
 from queue_kit.contrib.files.models import File, content_id
 from queue_kit.contrib.files.store import FileStore
+from queue_kit.contrib.files.uploads import content_columns
 from queue_kit.contrib.files.variants import ImageFormat, Variant
 from queue_kit.enqueue import add_job
 from queue_kit.event import Event
@@ -110,11 +111,8 @@ def job_file_transform_image(store: FileStore) -> HandlerFunction[TransformJob]:
             return
         session.add(
             File(
-                object_key=stored.object_key,
+                **content_columns(stored, made.content_type),
                 name=f"{PurePath(original.name).stem}.{made.content_type.removeprefix('image/')}",
-                content_type=made.content_type,
-                content_length=stored.content_length,
-                sha256=stored.sha256,
                 meta={"width": made.width, "height": made.height},
                 original_id=original.id,
                 variant=str(variant),

@@ -13,7 +13,7 @@ from queue_kit.contrib.files.image_jobs import add_transform_job
 from queue_kit.contrib.files.images import Rotation
 from queue_kit.contrib.files.models import File
 from queue_kit.contrib.files.store import FileStore
-from queue_kit.contrib.files.uploads import create_or_update_file, get_file
+from queue_kit.contrib.files.uploads import content_columns, get_file, schedule_placeholder, update_row
 from queue_kit.contrib.files.variants import ImageFormat
 
 WHILE_IT_IS_MADE = 5
@@ -128,14 +128,13 @@ async def transform_file_in_place(
     original = _originals.Original(file.id, file.object_key, file.name)
     content = partial(_originals.content_of, store, original)
     made = await store.images.clean(content, rotate=rotate, width=width, quality=quality)
+    stored = await store.write(made.content)
     async with session_on(db) as session:
-        if await _originals.lock(session, original) is None:
+        row = await _originals.lock(session, original)
+        if row is None:
             raise InvalidFile("file_id", "the file was changed or deleted meanwhile; try again")
-        return await create_or_update_file(
-            session,
-            store,
-            file_id=file_id,
-            name=original.name,
-            source=made.content,
-            schedule_placeholder_image_job="placeholder" in file.meta,
-        )
+        had_placeholder = "placeholder" in row.meta
+        await update_row(session, row, content_columns(stored, made.content_type))
+        if had_placeholder:
+            await schedule_placeholder(session, row)
+    return row

@@ -19,7 +19,7 @@ from queue_kit.contrib.files._incoming import Source
 from queue_kit.contrib.files._sniff import check_allowed, check_content_type, decide
 from queue_kit.contrib.files.errors import InvalidFile
 from queue_kit.contrib.files.models import File, content_id
-from queue_kit.contrib.files.store import FileStore
+from queue_kit.contrib.files.store import FileStore, Stored
 from queue_kit.enqueue import add_job
 from queue_kit.errors import InvalidJob
 from queue_kit.job import check_payload
@@ -66,7 +66,7 @@ async def create_or_update_file(
     ...     await session.commit()
     """
     check_database(db)
-    values: dict[str, Any] = {"name": _check_name(name)}
+    name = _check_name(name)
     _check_meta(meta)
     if file_id is not None and not isinstance(file_id, UUID):
         raise InvalidFile("file_id", f"must be a UUID, not {type(file_id).__name__}")
@@ -76,25 +76,35 @@ async def create_or_update_file(
         check_allowed(allowed_content_types)
     incoming = store.incoming(source)
     try:
-        values["content_type"] = decide(await incoming.first(), content_type or None, allowed_content_types)
+        found = decide(await incoming.first(), content_type or None, allowed_content_types)
         stored = await store.write(incoming)
     finally:
         await incoming.close()
-    values |= {"object_key": stored.object_key, "content_length": stored.content_length, "sha256": stored.sha256}
+    values = {"name": name, **content_columns(stored, found)}
     async with session_on(db) as session:
         file = await _write_row(session, file_id or uuid4(), values, meta)
         if schedule_placeholder_image_job and file.content_type.startswith("image/"):
-            await _schedule_placeholder(session, file)
+            await schedule_placeholder(session, file)
     return file
 
 
+def content_columns(stored: Stored, content_type: str) -> dict[str, Any]:
+    """What a row says of its content: what it is, and where it lies."""
+    return {
+        "object_key": stored.object_key,
+        "content_type": content_type,
+        "content_length": stored.content_length,
+        "sha256": stored.sha256,
+    }
+
+
 async def _write_row(
-    session: AsyncSession, file_id: UUID, values: dict[str, Any], meta: Mapping[str, Any] | None
+    session: AsyncSession, file_id: UUID, values: Mapping[str, Any], meta: Mapping[str, Any] | None
 ) -> File:
     while True:
         file = await session.get(File, file_id, with_for_update=True, populate_existing=True)
         if file is not None:
-            return await _update_row(session, file, values, meta)
+            return await update_row(session, file, values, meta)
         new = insert_or_skip(File).values(id=file_id, meta=dict(meta or {}), **values)
         # Skipped when somebody else has just created it.
         created: File | None = await session.scalar(
@@ -104,9 +114,10 @@ async def _write_row(
             return created
 
 
-async def _update_row(
-    session: AsyncSession, file: File, values: dict[str, Any], meta: Mapping[str, Any] | None
+async def update_row(
+    session: AsyncSession, file: File, values: Mapping[str, Any], meta: Mapping[str, Any] | None = None
 ) -> File:
+    """Change a row that is locked, and drop the transforms of its old content."""
     if file.original_id is not None:
         raise InvalidFile("file_id", f"{file.id} is a transform of {file.original_id}; update the original")
     kept = {key: value for key, value in file.meta.items() if key not in COMPUTED}
@@ -119,7 +130,8 @@ async def _update_row(
     return file
 
 
-async def _schedule_placeholder(session: AsyncSession, file: File) -> None:
+async def schedule_placeholder(session: AsyncSession, file: File) -> None:
+    """Have the placeholder of an image made."""
     key = f"{PLACEHOLDER_JOB}:{content_id(file.object_key)}"
     await add_job(session, PLACEHOLDER_JOB, {"file_id": str(file.id)}, unique_key=key)
 
