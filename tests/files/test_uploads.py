@@ -113,6 +113,7 @@ async def test_what_is_not_allowed_is_refused_before_anything_is_stored(files, s
         ({"file_id": "7"}, "file_id: must be a UUID"),
         ({"content_type": "png"}, "content_type: is a type such as"),
         ({"allowed_content_types": "image/png"}, "allowed_content_types: is a list"),
+        ({"allowed_content_types": [None]}, "content_type: is a type such as"),
     ],
 )
 async def test_what_cannot_be_right_is_refused_before_anything_is_read(store, options, message):

@@ -155,7 +155,7 @@ def check_allowed(allowed: object) -> frozenset[str]:
     """A list of allowed content types; else an `InvalidFile`."""
     if not isinstance(allowed, Collection) or isinstance(allowed, str | bytes):
         raise InvalidFile("allowed_content_types", f"is a list such as ['image/*'], not {allowed!r}")
-    return frozenset(each if each.endswith("/*") else check_content_type(each) for each in allowed)
+    return frozenset(each if str(each).endswith("/*") else check_content_type(each) for each in allowed)
 
 
 def check_content_type(value: object) -> str:
