@@ -188,6 +188,24 @@ asyncio.run(FileStore.local(sys.argv[1]).write(dying()))
 """
 
 
+async def test_of_what_is_unfinished_one_that_is_finished_meanwhile_saves_no_other(files, local, monkeypatch):
+    parts = [folder(local) / local.prefix / f"{digit * 32}#1" for digit in "ab"]
+    parts[0].parent.mkdir(parents=True)
+    for part in parts:
+        part.write_bytes(b"x")
+
+    class Finishing:
+        def fullmatch(self, name):
+            """The first one that is looked at is renamed by its upload, before anything else is asked of it."""
+            if all(part.exists() for part in parts):
+                (parts[0].parent / name).unlink()
+            return True
+
+    monkeypatch.setattr("queue_kit.contrib.files.store._UNFINISHED", Finishing())
+    await clean(files, local)
+    assert not any(part.exists() for part in parts)
+
+
 async def test_a_page_is_no_longer_than_one_request_takes(files):
     store = FileStore.memory()
     for _ in range(2 * MOST_KEYS + 1):

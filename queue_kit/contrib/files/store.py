@@ -247,11 +247,16 @@ class FileStore:
 
 def _delete_unfinished(folder: Path, before: float) -> int:
     deleted = 0
-    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+    if not folder.exists():  # nothing was ever written
+        return deleted
+    with os.scandir(folder) as entries:
         for entry in entries:
-            if _UNFINISHED.fullmatch(entry.name) and entry.stat(follow_symlinks=False).st_mtime < before:
-                Path(entry.path).unlink(missing_ok=True)
-                deleted += 1
+            if not _UNFINISHED.fullmatch(entry.name):
+                continue
+            with suppress(FileNotFoundError):  # it is whole by now, under its own name
+                if entry.stat(follow_symlinks=False).st_mtime < before:
+                    Path(entry.path).unlink()
+                    deleted += 1
     return deleted
 
 
