@@ -9,12 +9,9 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from queue_kit.contrib.files.errors import ImageRefused, InvalidFile
-from queue_kit.contrib.files.models import File
+from queue_kit.contrib.files.models import REFUSED, File
 from queue_kit.contrib.files.store import FileStore
 from queue_kit.contrib.files.variants import TRANSFORMABLE, Variant
-
-REFUSED = "image_refused"
-"""The key of `meta` that says why an image is not worked on, until its content is changed."""
 
 
 class Original(NamedTuple):

@@ -17,9 +17,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from queue_kit._database import Database
 from queue_kit._handler import HandlerFunction
 from queue_kit.contrib.files import _originals
-from queue_kit.contrib.files._originals import REFUSED, Original
+from queue_kit.contrib.files._originals import Original
 from queue_kit.contrib.files.errors import ImageRefused
-from queue_kit.contrib.files.models import File, content_id
+from queue_kit.contrib.files.models import REFUSED, File, content_id
 from queue_kit.contrib.files.store import FileStore
 from queue_kit.contrib.files.uploads import content_columns
 from queue_kit.contrib.files.variants import ImageFormat, Variant

@@ -14,6 +14,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from queue_kit._dialect.clock import clock_time
 from queue_kit._dialect.columns import BIGINT, JSON_TYPE, UtcDateTime
 
+REFUSED = "image_refused"
+"""The key of `meta` that says why an image is not worked on, until its content is changed."""
+
 _C_TEXT = Text(collation="C").with_variant(Text(), "sqlite")
 
 

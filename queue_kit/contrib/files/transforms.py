@@ -7,11 +7,10 @@ from uuid import UUID
 from queue_kit._database import Database
 from queue_kit._reach import session_on
 from queue_kit.contrib.files import _originals
-from queue_kit.contrib.files._originals import REFUSED
 from queue_kit.contrib.files.errors import FileNotFound, ImageRefused, InvalidFile
 from queue_kit.contrib.files.image_jobs import add_transform_job
 from queue_kit.contrib.files.images import Rotation
-from queue_kit.contrib.files.models import File
+from queue_kit.contrib.files.models import REFUSED, File
 from queue_kit.contrib.files.store import FileStore
 from queue_kit.contrib.files.uploads import content_columns, get_file, schedule_placeholder, update_row
 from queue_kit.contrib.files.variants import ImageFormat

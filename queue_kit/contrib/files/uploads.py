@@ -18,7 +18,7 @@ from queue_kit._reach import session_on
 from queue_kit.contrib.files._incoming import Source
 from queue_kit.contrib.files._sniff import check_allowed, check_content_type, decide
 from queue_kit.contrib.files.errors import InvalidFile
-from queue_kit.contrib.files.models import File, content_id
+from queue_kit.contrib.files.models import REFUSED, File, content_id
 from queue_kit.contrib.files.store import FileStore, Stored
 from queue_kit.enqueue import add_job
 from queue_kit.errors import InvalidJob
@@ -28,7 +28,7 @@ PLACEHOLDER_JOB = "queue_kit.file.generate_placeholder_image"
 
 MAX_NAME_LENGTH = 255
 
-COMPUTED = ("width", "height", "placeholder", "image_refused")
+COMPUTED = ("width", "height", "placeholder", REFUSED)
 """What jobs write into `File.meta`. It is of the old content, and goes with it."""
 
 
