@@ -43,7 +43,7 @@ _LOADED = (copy, ImageColor, ImageFile, ImagePalette, MpoImagePlugin, TiffImageP
 for _encoding in ("ascii", "latin-1", "utf-8", "utf-16"):
     codecs.lookup(_encoding)
 
-KEPT = {"MPO": "JPEG", "GIF": "PNG"}
+WRITTEN_AS = {"MPO": "JPEG", "GIF": "PNG"}
 """What is written in another format than it came in: a telephone's pair of pictures, and a GIF that does not move."""
 
 LONGEST_SIDE = 16_383
@@ -153,7 +153,7 @@ def transformed(
 ) -> tuple[dict[str, Any], bytes]:
     """The image upright, turned clockwise, no wider than `width`, in sRGB, and without any metadata."""
     source = str(image.format)
-    written = KEPT.get(source, source) if format == "original" else format.upper()
+    written = WRITTEN_AS.get(source, source) if format == "original" else format.upper()
     most = width or LONGEST_SIDE
     sideways = rotate in (90, 270)
     made = drawn(image, (LONGEST_SIDE, most) if sideways else (most, LONGEST_SIDE))
