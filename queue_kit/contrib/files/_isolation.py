@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import PIL
-from anyio import to_thread
 
 from queue_kit._offload import end_of
 
@@ -42,7 +41,7 @@ class Ended(NamedTuple):
 async def run(request: dict[str, Any], image: bytes, *, timeout: float) -> Ended:
     """Run the process on an image. Raises `TimeoutError` after `timeout` seconds; none outlives its caller."""
     with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as complaint:
-        await to_thread.run_sync(_fill, source, image)
+        await asyncio.to_thread(_fill, source, image)
         process = await asyncio.create_subprocess_exec(
             # -I and -S: neither the environment nor the folder it is started in says what is imported.
             *(sys.executable, "-I", "-S", "-c", _BEGIN, json.dumps(request), *_PLACES),
@@ -59,8 +58,8 @@ async def run(request: dict[str, Any], image: bytes, *, timeout: float) -> Ended
             raise TimeoutError(f"an image was not done within {timeout:g} s: is the machine too busy?") from None
         finally:
             await _kill(process)
-        said = await to_thread.run_sync(_beginning, complaint)
-        return Ended(status, await to_thread.run_sync(_content, output), said)
+        said = await asyncio.to_thread(_beginning, complaint)
+        return Ended(status, await asyncio.to_thread(_content, output), said)
 
 
 def _environment() -> dict[str, str]:
