@@ -80,6 +80,8 @@ def create_app() -> FastAPI:
             await transform_file_in_place(app.state.engine, app.state.store, file_id, rotate=90)
         except ImageRefused as error:  # an animation, say
             raise HTTPException(415, str(error)) from None
+        except InvalidFile as error:  # somebody was faster
+            raise HTTPException(409, str(error)) from None
 
     @app.delete("/images/{file_id}", status_code=204)
     async def remove(file_id: UUID) -> None:
