@@ -11,7 +11,7 @@ from moto.server import ThreadedMotoServer
 from obstore.store import S3Store
 
 from queue_kit.contrib.files import FilesNotDeleted, FileStore, create_or_update_file
-from queue_kit.contrib.files.store import MIB
+from queue_kit.contrib.files.images import MIB
 from tests.files.content import PNG, content, keys
 from tests.files.s3 import StrictS3
 from tests.files.test_cleanup import clean

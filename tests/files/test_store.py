@@ -14,7 +14,7 @@ from obstore.store import LocalStore
 
 from queue_kit import ConfigurationError
 from queue_kit.contrib.files import FileStore, InvalidFile
-from queue_kit.contrib.files.store import MIB
+from queue_kit.contrib.files.images import MIB
 from tests.files.content import PNG, content, folder, keys
 
 PART = 5 * MIB

@@ -22,10 +22,8 @@ from obstore.store import LocalStore, MemoryStore, ObjectStore
 
 from queue_kit.contrib.files._incoming import Incoming, Source
 from queue_kit.contrib.files.errors import InvalidFile
-from queue_kit.contrib.files.images import Images
+from queue_kit.contrib.files.images import MIB, Images
 from queue_kit.errors import ConfigurationError
-
-MIB = 1024 * 1024
 
 MOST_KEYS = 1_000
 """Objects that are listed at once, and the most that S3 deletes in one request."""
