@@ -720,8 +720,9 @@ async def test_a_number_of_days_is_one(days):
     for arguments in ((days,), (14, days)):
         with pytest.raises(ConfigurationError, match="in_days is a number of days from 0 to 36,500"):
             job_session_store_cleanup(store, *arguments)
-    with pytest.raises(ConfigurationError, match="limit is a number of pairs, at least 1, not 0"):
-        await store.cleanup(AsyncConnection.__new__(AsyncConnection), limit=0)
+    for limit in (0, True):
+        with pytest.raises(ConfigurationError, match=f"limit is a number of pairs, at least 1, not {limit}"):
+            await store.cleanup(AsyncConnection.__new__(AsyncConnection), limit=limit)
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,8 @@ class Limits:
         _check_days(self.after_end, "max_revoked_age_in_days")
         if self.after_beginning is not None:
             _check_days(self.after_beginning, "max_session_lifetime_in_days")
-        if self.pairs is not None and (not isinstance(self.pairs, int) or self.pairs < 1):
-            raise ConfigurationError(f"limit is a number of pairs, at least 1, not {self.pairs!r}")
+        if self.pairs is not None:
+            _check_pairs(self.pairs)
 
     def batch(self, deleted: int) -> int:
         """How many pairs the next transaction may delete, after so many."""
@@ -52,6 +52,11 @@ async def clean_some(session: AsyncSession, limits: Limits, most: int) -> int:
         await session.execute(_statements.lock_sessions(), among)
         await session.execute(_statements.delete_empty_sessions(), among)
     return len(sessions)
+
+
+def _check_pairs(pairs: object) -> None:
+    if isinstance(pairs, bool) or not isinstance(pairs, int) or pairs < 1:
+        raise ConfigurationError(f"limit is a number of pairs, at least 1, not {pairs!r}")
 
 
 def _check_days(days: object, field: str) -> None:
