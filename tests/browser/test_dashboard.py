@@ -208,6 +208,8 @@ def test_where_a_try_spent_its_time_is_seen_on_a_desk_and_in_a_hand(page, base, 
         assert len(bars) == 6
         assert len(set(bars)) == 1
         assert bars[0] > 0.7 * table["width"], width
+    bar = "all => [...new Set(all.map((each) => getComputedStyle(each).borderBottomWidth))]"
+    assert page.locator(".spans .bar").evaluate_all(bar) == ["0px"], "it is no bar of the page"
     expect(page.locator(".spans").first.get_by_role("row", name="level 2: template.fonts")).to_contain_text("417 ms")
 
 
