@@ -191,6 +191,12 @@ def test_many_jobs_are_picked_or_changed_by_their_error(page, base):
     expect(page.get_by_role("heading", level=1)).to_have_text("Cron")
 
 
+def test_what_a_change_came_to_is_not_kept_in_the_address(page, base):
+    page.goto(f"{base}/jobs?state=failed&notice=many_retried&count=2&skipped=1&more=1")
+    expect(page.get_by_role("status").filter(has_text="2 jobs queued again. 1 could not be changed.")).to_be_visible()
+    expect(page).to_have_url(f"{base}/jobs?state=failed")
+
+
 def test_what_to_do_with_picked_jobs_is_in_view_in_a_long_list(page, base):
     page.set_viewport_size({"width": 1200, "height": 500})
     page.goto(f"{base}/jobs")
