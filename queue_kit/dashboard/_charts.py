@@ -16,7 +16,6 @@ _ENDS = {
     "failed": "failed for good",
     "lost": "lost by their worker",
 }
-_GAP = 0.14
 _SECONDS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1_200, 1_800, 3_600, 7_200, 18_000, 43_200, 86_400)
 
 

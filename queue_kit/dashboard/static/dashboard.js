@@ -145,8 +145,7 @@ document.addEventListener("submit", async (event) => {
   if (button !== null) button.setAttribute("aria-busy", "true");
   try {
     const fields = new URLSearchParams(new FormData(form, button));
-    const path = (button !== null && button.getAttribute("formaction")) || form.getAttribute("action");
-    const answer = await fetch(path, { method: "POST", body: fields });
+    const answer = await fetch(form.getAttribute("action"), { method: "POST", body: fields });
     const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
     if (answer.ok && new URL(answer.url).pathname !== location.pathname) {
       location.assign(answer.url); // links are relative: a page of another address is another document
