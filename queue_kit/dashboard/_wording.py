@@ -1,6 +1,7 @@
 """Numbers, spans and instants as people say them."""
 
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
 
@@ -28,23 +29,17 @@ def span(seconds: float | timedelta | None) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     whole = round(seconds)
-    for size, unit in _UNITS:
-        if whole >= size:
-            rest, smaller = whole % size, _smaller(size)
-            more = f" {rest // smaller[0]} {smaller[1]}" if rest // smaller[0] and whole < 10 * size else ""
-            return f"{whole // size:,} {unit}{more}"
-    return f"{whole} s"
+    sizes = pairwise((*_UNITS, (1, "s")))
+    (size, unit), (smaller_size, smaller_unit) = next(each for each in sizes if whole >= each[0][0])
+    rest = whole % size // smaller_size
+    more = f" {rest} {smaller_unit}" if rest and whole < 10 * size else ""
+    return f"{whole // size:,} {unit}{more}"
 
 
-def _smaller(size: int) -> tuple[int, str]:
-    sizes = [*_UNITS, (1, "s")]
-    return sizes[[each for each, _ in sizes].index(size) + 1]
-
-
-def ago(instant: datetime, now: datetime | None = None) -> str:
+def ago(instant: datetime, now: datetime) -> str:
     """An instant, seen from now: `just now`, `5 min ago`, `in 2 h`."""
     try:
-        seconds = ((now or datetime.now(UTC)) - instant).total_seconds()
+        seconds = (now - instant).total_seconds()
     except OverflowError:
         return "beyond reckoning"
     if abs(seconds) < 1.5:
