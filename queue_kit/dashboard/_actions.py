@@ -63,15 +63,13 @@ class Actions:
             raise HTTPException(422, "No job was picked, so nothing was changed.")
         else:
             many = Many.asked(form, partial(self._privacy.hides, access=admitted(request)))
+            action = many.action
             # Not the message: it may quote what the jobs carry.
-            action, subject = (
-                many.action,
-                {"state": many.state, "job_name": many.name, "error_class": many.error_class, "like": many.like},
-            )
-            subject = {key: each for key, each in subject.items() if each is not None}
+            chosen = {"state": many.state, "job_name": many.name, "error_class": many.error_class, "like": many.like}
+            subject = {key: each for key, each in chosen.items() if each is not None}
             async with self._pool.writing() as session:
                 change = await many.change(session)
-            back = {"state": many.state or "failed" if action == "retry" else many.state, "name": many.name}
+            back = {"state": many.state or ("failed" if action == "retry" else None), "name": many.name}
         _record(request, action, **subject, changed=change.changed, skipped=change.skipped)
         notice = "many_retried" if action == "retry" else "many_cancelled"
         more = "1" if change.more else None
@@ -125,10 +123,8 @@ _CRON_ACTIONS: dict[str, tuple[Callable[[AsyncSession, str], Awaitable[object]],
 
 def _record(request: Request, action: str, **subject: Any) -> None:
     """The line in the log: who did what to what. `extra` has the same in parts."""
-    who, said = (
-        printable(admitted(request).who),
-        printable(" ".join(f"{key}={value}" for key, value in subject.items())),
-    )
+    who = printable(admitted(request).who)
+    said = printable(" ".join(f"{key}={value}" for key, value in subject.items()))
     try:
         audit.info("%s by %s: %s", action, who, said, extra={"who": who, "action": action, **subject})
     except Exception:  # noqa: BLE001 - an application's filter or handler; the change is committed, so that is said
