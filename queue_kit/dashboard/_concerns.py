@@ -17,11 +17,11 @@ NAMED = 3
 
 @dataclass(frozen=True, slots=True)
 class Concern:
-    """A sentence, which `names` and `rest` may end, and the page (below the dashboard's root) that says more. A grave
-    one needs somebody now."""
+    """A sentence, which `names` and `rest` may end, and a link with a `label` to the page (below the dashboard's root)
+    that says more. A grave one needs somebody now."""
 
     text: str
-    link: str
+    label: str
     page: str
     is_grave: bool = False
     names: tuple[str, ...] = ()

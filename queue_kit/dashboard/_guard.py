@@ -29,7 +29,7 @@ HEADERS = {
     b"cross-origin-opener-policy": b"same-origin",
     b"cache-control": b"no-store",
 }
-STATIC = "/static/"
+STATIC_PATH = "/static/"
 
 audit = logging.getLogger("queue_kit.dashboard")
 
@@ -53,7 +53,7 @@ class Guard:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        if path_of(request).startswith(STATIC):  # what everybody finds in the package
+        if path_of(request).startswith(STATIC_PATH):  # what everybody finds in the package
             await self._app(scope, receive, send)
             return
         answer: ASGIApp
