@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from benchmarks import machine, peers
+from benchmarks.peers import Options
 
 CONTEXT = multiprocessing.get_context("spawn")
 FIRST_JOB_SECONDS = 40.0
@@ -39,7 +40,7 @@ class Crew:
     """`count` workers of a queue, from the entry to the exit of this context."""
 
     def __init__(
-        self, name: str, url: str, options: dict[str, Any], *, jobs: int, count: int = 1, timed: bool = False
+        self, name: str, url: str, options: Options, *, jobs: int, count: int = 1, timed: bool = False
     ) -> None:
         self.tallies = [Tally(jobs, timed=timed) for _ in range(count)]
         self._together = CONTEXT.Barrier(count)
@@ -102,7 +103,7 @@ class Crew:
             raise RuntimeError(f"no job was started within {FIRST_JOB_SECONDS:.0f} s")
 
 
-def _work(name: str, url: str, options: dict[str, Any], tally: Tally, together: Any) -> None:
+def _work(name: str, url: str, options: Options, tally: Tally, together: Any) -> None:
     queue = peers.load(name, url, options)
     together.wait()  # until all have imported what they need
     if queue.uvloop:

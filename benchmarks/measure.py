@@ -13,7 +13,7 @@ from sqlalchemy import make_url
 
 from benchmarks import machine
 from benchmarks.crew import Crew
-from benchmarks.peers import Queue
+from benchmarks.peers import Options, Queue
 from benchmarks.server import connected, execute
 
 Figures = dict[str, Any]
@@ -132,7 +132,7 @@ async def expect_waiting(queue: Queue, jobs: int) -> None:
         raise WrongRun(f"{waiting} jobs wait, not {jobs}")
 
 
-async def drain(name: str, queue: Queue, options: Figures, *, jobs: int, cap: float, workers: int = 1) -> Figures:
+async def drain(name: str, queue: Queue, options: Options, *, jobs: int, cap: float, workers: int = 1) -> Figures:
     """Run what was filled in; after `cap` seconds the workers are stopped, and the rate is that of what they did."""
 
     async def work(meter: Meter | None) -> Figures:

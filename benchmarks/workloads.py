@@ -34,7 +34,7 @@ from benchmarks.measure import (
     metered,
     writing,
 )
-from benchmarks.peers import Queue, load
+from benchmarks.peers import Options, Queue, load
 from benchmarks.peers.queue_kit import NAME, QueueKit
 from benchmarks.server import connected, execute
 from queue_kit import Handler, QueueWorker, add_job, job_queue_cleanup
@@ -48,14 +48,14 @@ SETTLE = 11.0
 """A backend that falls idle reports its statements after ten seconds at the latest."""
 
 
-async def throughput(name: str, url: str, options: Figures, *, jobs: int, cap: float, workers: int = 1) -> Figures:
+async def throughput(name: str, url: str, options: Options, *, jobs: int, cap: float, workers: int = 1) -> Figures:
     """Drain waiting no-op jobs."""
     queue = await _installed(name, url, options)
     await fill(queue, range(jobs))
     return await drain(name, queue, options, jobs=jobs, cap=cap, workers=workers)
 
 
-async def backlog(name: str, url: str, options: Figures, *, jobs: int, cap: float, rows: int) -> Figures:
+async def backlog(name: str, url: str, options: Options, *, jobs: int, cap: float, rows: int) -> Figures:
     """Drain beside `rows` jobs that are scheduled for tomorrow at a better priority, and as many finished ones."""
     queue = await _installed(name, url, options)
     later = _rows(rows, scheduled_at="now() + interval '1 day' + number * interval '1 second'", priority="0")
@@ -64,7 +64,7 @@ async def backlog(name: str, url: str, options: Figures, *, jobs: int, cap: floa
     return await drain(name, queue, options, jobs=jobs, cap=cap)
 
 
-async def foreign(name: str, url: str, options: Figures, *, jobs: int, cap: float, rows: int) -> Figures:
+async def foreign(name: str, url: str, options: Options, *, jobs: int, cap: float, rows: int) -> Figures:
     """Drain behind `rows` due jobs of ten names that this worker does not run, at a better priority."""
     queue = await _installed(name, url, options)
     await execute(url, _rows(rows, name="'other-' || number % 10", priority="0"), "VACUUM ANALYZE")
@@ -72,7 +72,7 @@ async def foreign(name: str, url: str, options: Figures, *, jobs: int, cap: floa
     return await drain(name, queue, options, jobs=jobs, cap=cap)
 
 
-async def held_snapshot(name: str, url: str, options: Figures, *, jobs: int, cap: float, rounds: int) -> Figures:
+async def held_snapshot(name: str, url: str, options: Options, *, jobs: int, cap: float, rounds: int) -> Figures:
     """Fill and drain, over and over, while another session holds a snapshot, so that nothing dead can be removed."""
     queue = await _installed(name, url, options)
     figures: Figures = {}
@@ -89,13 +89,13 @@ async def held_snapshot(name: str, url: str, options: Figures, *, jobs: int, cap
     return figures | {"rounds": rates}
 
 
-async def add_many(name: str, url: str, options: Figures, *, jobs: int) -> Figures:
+async def add_many(name: str, url: str, options: Options, *, jobs: int) -> Figures:
     """Add jobs by the thousand."""
     queue = await _installed(name, url, options)
     return await _added(queue, jobs, lambda: queue.add_many(range(1, jobs + 1)))
 
 
-async def add_one(name: str, url: str, options: Figures, *, jobs: int) -> Figures:
+async def add_one(name: str, url: str, options: Options, *, jobs: int) -> Figures:
     """Add jobs one by one, each in a transaction of its own."""
     queue = await _installed(name, url, options)
 
@@ -106,7 +106,7 @@ async def add_one(name: str, url: str, options: Figures, *, jobs: int) -> Figure
     return await _added(queue, jobs, add)
 
 
-async def pickup(name: str, url: str, options: Figures, *, jobs: int) -> Figures:
+async def pickup(name: str, url: str, options: Options, *, jobs: int) -> Figures:
     """Add jobs one by one to an idle queue: from the commit, as the adder sees it, to the start of the handler."""
     queue = await _installed(name, url, options)
     warm = 5
@@ -124,7 +124,7 @@ async def pickup(name: str, url: str, options: Figures, *, jobs: int) -> Figures
     return figures
 
 
-async def pickup_under_load(name: str, url: str, options: Figures, *, backlog: int, jobs: int) -> Figures:
+async def pickup_under_load(name: str, url: str, options: Options, *, backlog: int, jobs: int) -> Figures:
     """Add jobs of the best priority while a backlog of a worse one is run."""
     queue = await _installed(name, url, options)
     assert isinstance(queue, QueueKit)
@@ -148,7 +148,7 @@ async def pickup_under_load(name: str, url: str, options: Figures, *, backlog: i
     return figures
 
 
-async def wakeups(name: str, url: str, options: Figures, *, seconds: float, turns: int) -> Figures:
+async def wakeups(name: str, url: str, options: Options, *, seconds: float, turns: int) -> Figures:
     """Insert over eight connections, with wake-ups and without them in turn, while a worker is there.
 
     With the option `runs` of another name the worker stays idle; else it runs what is inserted.
@@ -179,7 +179,7 @@ async def wakeups(name: str, url: str, options: Figures, *, seconds: float, turn
     return {"rate": on, "rate_off": off, "ratio": on / off, "turns": rates, "triggers": triggers}
 
 
-async def idle(name: str, url: str, options: Figures, *, seconds: float) -> Figures:
+async def idle(name: str, url: str, options: Options, *, seconds: float) -> Figures:
     """Watch a worker that has nothing to do."""
     queue = await _installed(name, url, options)
     with Crew(name, url, options, jobs=1) as crew:
@@ -202,7 +202,7 @@ async def idle(name: str, url: str, options: Figures, *, seconds: float) -> Figu
     }
 
 
-async def memory(name: str, url: str, options: Figures, *, jobs: int, cap: float) -> Figures:
+async def memory(name: str, url: str, options: Options, *, jobs: int, cap: float) -> Figures:
     """Run many jobs in one worker, and look how much memory it holds after a fifth of them and at the end."""
     queue = await _installed(name, url, options)
     await fill(queue, range(jobs))
@@ -226,7 +226,7 @@ async def memory(name: str, url: str, options: Figures, *, jobs: int, cap: float
     }
 
 
-async def retention(name: str, url: str, options: Figures, *, rows: int, jobs: int) -> Figures:
+async def retention(name: str, url: str, options: Options, *, rows: int, jobs: int) -> Figures:
     """Pickups on an idle queue, then the same while another worker deletes `rows` finished jobs that are too old."""
     queue = await _installed(name, url, options)
     assert isinstance(queue, QueueKit)
@@ -254,7 +254,7 @@ async def retention(name: str, url: str, options: Figures, *, rows: int, jobs: i
     return during | {f"before_{key}": value for key, value in before.items()} | {"rate": rows / seconds}
 
 
-async def session_writes(name: str, url: str, options: Figures, *, jobs: int, cap: float) -> Figures:
+async def session_writes(name: str, url: str, options: Options, *, jobs: int, cap: float) -> Figures:
     """Have handlers write a row through their session, beside a bare loop that does the same on a pool of the size."""
     queue = await _installed(name, url, options)
     assert isinstance(queue, QueueKit)
@@ -271,7 +271,7 @@ async def session_writes(name: str, url: str, options: Figures, *, jobs: int, ca
     return figures | {"bare_rate": statistics.mean(bare), "ratio": figures["rate"] / statistics.mean(bare)}
 
 
-async def claim_cost(name: str, url: str, options: Figures, *, rows: int, shape: str = "plain") -> Figures:
+async def claim_cost(name: str, url: str, options: Options, *, rows: int, shape: str = "plain") -> Figures:
     """Run the first 2,000 of `rows` waiting jobs, fifty at a time and nothing claimed ahead: a claim and its endings.
 
     Shapes: a thousand `priorities`, two hundred `names`, or first twenty thousand jobs `leased` by another worker.
@@ -295,7 +295,7 @@ async def claim_cost(name: str, url: str, options: Figures, *, rows: int, shape:
     return {"claim_ms": seconds / handled * 50 * 1000, "job_us": seconds / handled * 1e6, "rows": rows, "jobs": handled}
 
 
-async def _installed(name: str, url: str, options: Figures) -> Queue:
+async def _installed(name: str, url: str, options: Options) -> Queue:
     queue = load(name, url, options)
     await queue.install()
     return queue

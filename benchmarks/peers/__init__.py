@@ -15,6 +15,8 @@ from typing import Any, ClassVar
 import asyncpg
 
 Note = Callable[[int], None]
+Options = dict[str, Any]
+"""Keyword arguments of a queue."""
 
 
 class Queue:
@@ -81,7 +83,7 @@ class Queue:
             self._watching = None
 
 
-def load(name: str, url: str, options: dict[str, Any]) -> Queue:
+def load(name: str, url: str, options: Options) -> Queue:
     """The queue of this name. Raises `ImportError` when it is not installed."""
     queue: Queue = kind(name)(url, **options)
     return queue
