@@ -11,15 +11,15 @@ PERCENTILES = ("p50", "p95", "p99")
 
 def charts(runs: list[Run], results: list[Result]) -> Iterator[tuple[str, str]]:
     """File names and drawings, of what there are figures for."""
-    labels = {target: [run for run in runs if run.target == target] for target in ("T1", "T7", "G")}
-    if rows := sorted(_throughput(labels["T1"], results), key=lambda row: -row.values[0]):
+    of_target = {target: [run for run in runs if run.target == target] for target in ("T1", "T7", "G")}
+    if rows := sorted(_throughput(of_target["T1"], results), key=lambda row: -row.values[0]):
         yield "throughput.svg", bars("Jobs run by one worker process", "jobs per second, median and range", rows)
-    if points := list(_growth(labels["G"], results)):
+    if points := list(_growth(of_target["G"], results)):
         title = "One claim of 50 jobs and its completions, by the size of the queue"
         yield "growth.svg", line(title, "jobs waiting", "milliseconds", points)
-    if rows := list(_shapes([run for run in labels["G"] if run.sizes["rows"] == SHAPED], results)):
+    if rows := list(_shapes([run for run in of_target["G"] if run.sizes["rows"] == SHAPED], results)):
         yield "shapes.svg", bars(f"One claim of 50 among {SHAPED:,} jobs, by what they are like", "milliseconds", rows)
-    if rows := list(_pickups([run for run in labels["T7"] if run.workload == "pickup"], results)):
+    if rows := list(_pickups([run for run in of_target["T7"] if run.workload == "pickup"], results)):
         title = "From the commit of a job to the start of its handler"
         yield "pickup.svg", bars(title, "milliseconds: p50 / p95 / p99", rows)
 
