@@ -11,7 +11,7 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from queue_kit import (
     CronJob,
@@ -20,6 +20,7 @@ from queue_kit import (
     Handlers,
     Job,
     QueueWorker,
+    engine_from_url,
     job_queue_cleanup,
     job_queue_insights,
     list_jobs,
@@ -82,7 +83,7 @@ def print_plan(title: str, plan: CronPlan) -> None:
 async def main(count: int, database_url: str | None) -> None:
     """Run on the given database, or on one for this moment."""
     with tempfile.TemporaryDirectory() as folder:
-        engine = create_async_engine(database_url) if database_url else sqlite_engine(Path(folder, "cron.db"))
+        engine = engine_from_url(database_url) if database_url else sqlite_engine(Path(folder, "cron.db"))
         try:
             await show(engine, count)
         finally:

@@ -27,8 +27,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sqlalchemy import BigInteger, delete, make_url, not_, select
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy import BigInteger, delete, not_, select
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from queue_kit import (
@@ -40,6 +40,7 @@ from queue_kit import (
     JobRow,
     QueueWorker,
     add_jobs,
+    engine_from_url,
     migrate,
     queue_insights,
     register_cron_jobs,
@@ -202,11 +203,7 @@ async def enqueue(session: AsyncSession, files: Sequence[SourceFile]) -> int:
 async def main(options: argparse.Namespace) -> None:
     """Prepare the database, add the jobs, run them, report."""
     url = options.database_url
-    engine = (
-        create_async_engine(make_url(url).set(drivername="postgresql+asyncpg"))
-        if url
-        else sqlite_engine(options.database)
-    )
+    engine = engine_from_url(url) if url else sqlite_engine(options.database)
     try:
         await migrate.upgrade(engine)
         async with engine.begin() as connection:
