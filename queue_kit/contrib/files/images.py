@@ -126,7 +126,7 @@ class Images:
         return accepted(accept, self.formats)
 
     async def placeholder(self, image: ImageContent) -> Placeholder:
-        """The placeholder of an image. Raises `ImageRefused`, and `TimeoutError` when the machine is too busy.
+        """The placeholder of an image. Raises as `make`.
 
         >>> async def size_of(image):
         ...     placeholder = await Images().placeholder(image)
@@ -138,7 +138,8 @@ class Images:
     async def make(self, image: ImageContent, variant: Variant) -> MadeImage:
         """A variant of an image: upright, no larger than the image, in sRGB, without its metadata.
 
-        Raises `ImageRefused`, and `TimeoutError` when the machine is too busy.
+        Raises `ImageRefused`, `TimeoutError` when the machine is too busy, and `RuntimeError` when the machine, not the
+        image, has ended the process.
 
         >>> async def small(image):
         ...     return await Images().make(image, Images().variant(width=64, format="webp"))
@@ -151,7 +152,7 @@ class Images:
         """An image again, in its own format: upright, turned clockwise by `rotate` degrees, at most `width` pixels
         wide, in sRGB, without its metadata (the place where it was taken, the camera, an embedded preview).
 
-        Raises `ImageRefused`, and `TimeoutError` when the machine is too busy.
+        Raises as `make`, and `ValueError` for a rotation, width or quality that is none.
 
         >>> async def without_place(image):
         ...     return (await Images().clean(image)).content

@@ -15,7 +15,7 @@ def format_file_metadata(
     `width` and `height` (pixels), `placeholder` (a data URI) and `alt_text`, each `None` as long as there is none.
 
     `url` is where your application sends the file. With a `signing_key` it gets an `access_token` that is valid for
-    `max_age` seconds. Where the content lies in storage is not told.
+    `max_age` seconds, or raises as `sign_file_access_token`. Where the content lies in storage is not told.
 
     >>> async def show(session, file_id):
     ...     return format_file_metadata(await get_file(session, file_id), url=f"/files/{file_id}")

@@ -157,8 +157,8 @@ class FileStore:
             )
 
     async def read(self, object_key: str, *, max_bytes: int) -> bytes:
-        """A whole object in memory. Raises `InvalidFile` when it is longer than `max_bytes`, `FileNotFoundError` when
-        it is gone.
+        """A whole object in memory. Raises `InvalidFile` when it is longer than `max_bytes` and for a key that is none
+        of this store's, `FileNotFoundError` when it is gone.
 
         >>> async def first_line(store, file):
         ...     return (await store.read(file.object_key, max_bytes=1_000_000)).split(b"\\n")[0]
@@ -170,7 +170,7 @@ class FileStore:
 
     async def open(self, object_key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
         """An object's bytes from `start` up to and without `end`, in pieces. Raises `FileNotFoundError` here, before
-        the first of them, when it is gone.
+        the first of them, when it is gone, and `InvalidFile` for a key that is none of this store's.
 
         >>> async def copy(store, file, target):
         ...     async for piece in await store.open(file.object_key):
@@ -194,7 +194,7 @@ class FileStore:
 
     async def delete(self, object_keys: Collection[str]) -> dict[str, str]:
         """Delete objects, up to 1,000 in a request; what is gone already is no error. Returns the keys that could not
-        be deleted, with the reason.
+        be deleted, with the reason. Raises `InvalidFile` for a key that is none of this store's; none is deleted then.
 
         >>> async def forget(store, keys):
         ...     assert await store.delete(keys) == {}

@@ -32,7 +32,7 @@ def sign_file_access_token(file_id: UUID, *, signing_key: SigningKey, max_age: S
     """A token that lets whoever has it see this file for `max_age` seconds (or a timedelta).
 
     `signing_key` is a secret of at least 32 bytes, such as `secrets.token_bytes(32)`. Raises `ConfigurationError` for a
-    shorter one, and for an age that is none.
+    shorter one, and for an age that is none; `TypeError` for an id that is no `UUID`.
 
     >>> from uuid import UUID
     >>> token = sign_file_access_token(UUID(int=7), signing_key=b"k" * 32, max_age=60)
@@ -51,16 +51,18 @@ def verify_file_access_token(
 ) -> None:
     """Raise `InvalidFileToken` unless the token lets somebody see this file now.
 
-    `previous_keys` are those that tokens may still be signed with after a change of the key.
+    `previous_keys` are those that tokens may still be signed with after a change of the key. Raises
+    `ConfigurationError` for a key of less than 32 bytes, and `TypeError` for an id that is no `UUID`.
 
     >>> from uuid import UUID
     >>> key = b"k" * 32
     >>> verify_file_access_token(sign_file_access_token(UUID(int=7), signing_key=key), UUID(int=7), signing_key=key)
     """
     keys = [_check_key(signing_key, "signing_key"), *(_check_key(each, "previous_keys") for each in previous_keys)]
+    _check_id(file_id)
     if not isinstance(token, str) or len(token) > _LONGEST_TOKEN or not _is_canonical(token):
         raise InvalidFileToken("this is no access token")
-    if not any(_opens(token, key, _check_id(file_id)) for key in keys):
+    if not any(_opens(token, key, file_id) for key in keys):
         raise InvalidFileToken("this access token is expired, of another file, or not of this server")
 
 

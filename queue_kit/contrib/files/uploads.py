@@ -44,7 +44,8 @@ async def create_or_update_file(
     file_id: UUID | None = None,
     meta: Mapping[str, Any] | None = None,
 ) -> File:
-    """Store content and the row that describes it; with the `file_id` of a file there is, its new content.
+    """Store content and the row that describes it; with the `file_id` of a file there is, its new content, and with
+    any other one a file of this id.
 
     `source` is bytes, a `Path`, or something to read from asynchronously. The content type is found from the bytes;
     `content_type` may say more of what they cannot tell (`text/csv`; empty, as some forms send it, says nothing), and
@@ -57,7 +58,7 @@ async def create_or_update_file(
     held that long. An update drops the transforms of the old content.
 
     Raises `InvalidFile` before anything is stored for content that is not allowed and for arguments that cannot be
-    right, and while it is uploaded for content that is too long.
+    right, while it is uploaded for content that is too long, and after it for the `file_id` of a transform.
 
     >>> async def upload(session, store, body):
     ...     file = await create_or_update_file(

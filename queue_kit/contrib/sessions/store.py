@@ -121,7 +121,7 @@ class SessionStore(Generic[T]):
         """Write a session's data, and return the session as it is now. Nothing is written when the data is as it was.
 
         Raises `SessionConflict` when somebody else changed it since it was read, `RevokedSession`, `UnknownSession`
-        and `InvalidSessionData`.
+        and `InvalidSessionData`, and `TypeError` for what is no `Session`.
 
         >>> async def put(engine, store, session, item):
         ...     return await store.update(engine, replace(session, data=[*session.data, item]))
@@ -144,7 +144,7 @@ class SessionStore(Generic[T]):
     async def invalidate(self, db: Database, session: Session[T] | UUID) -> None:
         """Revoke a session, by itself or by its id, with all of its tokens; harmless when it is revoked already.
 
-        Raises `UnknownSession`.
+        Raises `UnknownSession`, and `TypeError` for what is neither a `Session` nor an id.
 
         >>> async def log_out(engine, store, session):
         ...     await store.invalidate(engine, session)
