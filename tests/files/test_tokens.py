@@ -46,6 +46,12 @@ def test_a_token_lets_see_its_file_and_no_other():
     assert not accepts(TOKEN, uuid4())
 
 
+@pytest.mark.parametrize("token", [TOKEN, "no token"])
+def test_an_id_that_is_none_is_a_mistake_of_the_program_whatever_the_token(token):
+    with pytest.raises(TypeError, match="file_id must be a UUID, not str"):
+        accepts(token, str(FILE))
+
+
 def test_a_key_may_be_changed_without_breaking_links():
     old = sign_file_access_token(FILE, signing_key=OTHER_KEY)
     assert not accepts(old)
