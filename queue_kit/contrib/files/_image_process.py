@@ -12,6 +12,7 @@ import copy
 import errno
 import io
 import json
+import resource
 import sys
 import warnings
 from typing import Any
@@ -28,11 +29,6 @@ from PIL import (
     UnidentifiedImageError,
     WebPImagePlugin,
 )
-
-try:
-    import resource
-except ImportError:  # Windows has no such limits
-    resource = None  # type: ignore[assignment]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF")
 """What is decoded at all: Pillow would recognise some forty formats, EPS and its interpreter among them."""
@@ -95,8 +91,6 @@ def main(argument: str) -> None:
 def confine(*, memory: int, seconds: int, output: int) -> None:
     """Limit this process: bytes of memory, seconds of processor time, bytes that it may write. It opens no file and no
     connection from now on, and leaves no core."""
-    if resource is None:
-        return
     wanted = {
         "RLIMIT_AS": (memory, memory),
         "RLIMIT_CPU": (seconds, seconds + 1),  # at the first a signal says why, at the second it is only killed

@@ -120,7 +120,7 @@ async def _read_path(path: Path, size: int) -> AsyncGenerator[bytes, None]:
 
 
 def _open(path: Path) -> IO[bytes]:
-    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_BINARY", 0))
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     if stat.S_ISREG(os.fstat(file).st_mode):
         return os.fdopen(file, "rb")
     os.close(file)
