@@ -177,9 +177,9 @@ async def test_the_pages(queue_kit_database_url: str, queue_kit_engine: AsyncEng
         assert (await QueueWorker(queue_kit_engine, {"order.confirm": confirm_order}).drain())["completed"] == 1
         assert "Confirmed." in (await ada.get(order)).text
 
-        ada.cookies.delete("access")  # as when it has expired
+        ada.cookies.delete("session-access")  # as when it has expired
         assert "Order 1" in (await ada.get("/orders")).text
-        assert "access" in ada.cookies
+        assert "session-access" in ada.cookies
         kept = dict(ada.cookies)
         await ada.post("/log-out")
         assert not ada.cookies
