@@ -40,8 +40,10 @@ def is_connection_lost(error: BaseException) -> bool:
     """Whether a statement's fate is unknown because its connection broke."""
     if isinstance(error, OSError | TimeoutError):
         return True
-    return isinstance(error, DBAPIError) and (
-        error.connection_invalidated or (sqlstate(error) or "").startswith(("08", "57P")) or _is_driver_trouble(error)
+    return _is_of_database(error) and (
+        getattr(error, "connection_invalidated", False)
+        or (sqlstate(error) or "").startswith(("08", "57P"))
+        or _is_driver_trouble(error)
     )
 
 
@@ -59,7 +61,7 @@ def is_transient(error: BaseException) -> bool:
     """Whether trying again later may help without anybody mending anything."""
     if is_connection_lost(error):
         return True
-    if isinstance(error, DBAPIError):
+    if _is_of_database(error):
         state = sqlstate(error)
         if state is not None:
             return state.startswith(_CLASSES) or state in _STATES
@@ -67,15 +69,20 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, InvalidRequestError) and "invalid transaction" in str(error)
 
 
-def _sqlite_code(error: DBAPIError) -> int:
-    return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF  # the low byte of an extended code
+def _is_of_database(error: BaseException) -> bool:
+    """What SQLAlchemy has made of a driver's error; and asyncpg's own, which come as they are while SQLAlchemy sets a
+    new connection up."""
+    return isinstance(error, DBAPIError) or type(error).__module__.startswith("asyncpg.")
 
 
-def _is_driver_trouble(error: DBAPIError) -> bool:
+def _sqlite_code(error: BaseException) -> int:
+    return getattr(getattr(error, "orig", None), "sqlite_errorcode", 0) & 0xFF  # the low byte of an extended code
+
+
+def _is_driver_trouble(error: BaseException) -> bool:
     """asyncpg's own InterfaceError and InternalClientError: protocol races around a dying connection."""
-    names = {
-        kind.__name__ for cause in (error.orig, getattr(error.orig, "__cause__", None)) for kind in type(cause).__mro__
-    }
+    cause = getattr(error, "orig", error)
+    names = {kind.__name__ for each in (cause, getattr(cause, "__cause__", None)) for kind in type(each).__mro__}
     return sqlstate(error) is None and bool(
         names & {"InterfaceError", "InternalClientError", "ConnectionDoesNotExistError"}
     )

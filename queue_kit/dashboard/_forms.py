@@ -9,7 +9,7 @@ import hmac
 import secrets
 from collections.abc import Mapping
 from typing import TypeAlias
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -62,19 +62,6 @@ def _signature(request: Request, salt: str) -> str:
     access = access_of(request)
     message = f"{salt}:{access.who if access else ''}"
     return hmac.digest(str(request.scope[_KEY]).encode(), message.encode("utf-8", "replace"), "sha256").hex()
-
-
-def is_from_this_site(request: Request) -> bool:
-    """Whether the browser says so. Sec-Fetch-Site holds also behind a proxy that changes the host, and browsers send it
-    over TLS and to their own machine. Else Origin must name the host that was asked."""
-    site = request.headers.get("sec-fetch-site")
-    if site is not None:
-        return site == "same-origin"
-    try:
-        origin = urlsplit(request.headers.get("origin", "")).netloc
-    except ValueError:
-        return False
-    return bool(origin) and origin.lower() == request.headers.get("host", "").lower()
 
 
 async def read_form(request: Request) -> Form:

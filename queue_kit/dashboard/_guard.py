@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from queue_kit._same_origin import is_same_origin
 from queue_kit.dashboard import _forms
 from queue_kit.dashboard._access import Access, Authorize, let_in, path_of
 from queue_kit.dashboard._render import Renderer
@@ -94,7 +95,7 @@ async def _form_that_was_meant(request: Request, access: Access) -> _forms.Form:
         raise HTTPException(405, "This address can only be read or posted to.", {"allow": "GET, HEAD, POST"})
     if not access.act:
         raise HTTPException(403, "You may look at this dashboard, but change nothing.")
-    if not _forms.is_from_this_site(request):
+    if not is_same_origin(request.headers):
         raise HTTPException(403, "Your browser says that this came from another site, so nothing was changed.")
     form = await _forms.read_form(request)
     if not _forms.has_token(request, form):

@@ -72,8 +72,8 @@ def test_an_image_is_uploaded_and_an_order_confirmed(browser, base, tmp_path):
     expect(ada.get_by_text("Confirmed.")).to_be_visible(timeout=15_000)  # the page asks again by itself
     expect(ada.get_by_role("main")).to_contain_text("Tea, 100 g, € 17.00")
     assert {cookie["name"] for cookie in context.cookies() if cookie["httpOnly"] and cookie["sameSite"] == "Lax"} == {
-        "access",
-        "refresh",
+        "session-access",
+        "session-refresh",
     }
     assert all(address.startswith(base) for address in asked)
 

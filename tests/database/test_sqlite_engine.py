@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from queue_kit import ConfigurationError, NewJob, QueueWorker, _sqlite, add_jobs, engine_from_url, sqlite_engine
 from queue_kit._store import Store
 from queue_kit._transactions import Transactions
+from tests.support import until
 
 
 async def settings(engine: AsyncEngine) -> dict[str, object]:
@@ -236,4 +237,26 @@ async def test_a_transaction_that_was_left_open_is_rolled_back_when_its_connecti
         await driver.execute("INSERT INTO queue_kit_job (name) VALUES ('left')")
     async with engine.begin() as connection:
         assert await connection.scalar(text("SELECT count(*) FROM queue_kit_job")) == 0
+    await engine.dispose()
+
+
+async def test_others_have_their_turn_while_handlers_hold_the_lock_one_after_the_other(sqlite_path):
+    engine, handled = sqlite_engine(sqlite_path), 0
+
+    async def wait_in_it(event, session, job):
+        nonlocal handled
+        await session.execute(text("SELECT 1"))
+        await asyncio.sleep(0.25)  # a service that answers slowly
+        handled += 1
+
+    async def write() -> int:
+        async with engine.begin() as connection:
+            await connection.execute(text("DELETE FROM queue_kit_cron"))
+        return handled
+
+    await add_jobs(engine, [NewJob("work")] * 40)
+    async with QueueWorker(engine, {"work": wait_in_it}, parallel_count=10):
+        await until(lambda: handled == 1)
+        requests = [await write() for _ in range(3)]
+    assert requests[-1] < 30
     await engine.dispose()

@@ -75,7 +75,7 @@ async def test_the_plain_forms_of_a_url_do(postgres_url, tmp_path):
     ("url", "status", "problem"),
     [
         (f"postgresql://u:{SECRET}@127.0.0.1:1/name", 1, "Connect call failed"),
-        (f"postgresql://u:{SECRET}@no.such.host.invalid/name", 1, "gaierror"),
+        (f"postgresql://u:{SECRET}@no.such.host.invalid/name", 1, r"the database cannot be reached \(\[Errno -\d+\]"),
         (
             f"postgresql://u:{SECRET}@127.0.0.1:1/name?{SECRET}=1",
             2,
@@ -84,7 +84,7 @@ async def test_the_plain_forms_of_a_url_do(postgres_url, tmp_path):
         (f"postgresql://u:{SECRET}@127.0.0.1:99999/name", 2, "port is from 1 to 65535"),
         (f"postgresql://u:x@{SECRET}@host/name", 2, "has an @ too many"),
         (f"postgresql://u:x@y/{SECRET}@host/name", 2, "has an @ too many"),
-        (f"postgresql://u:x/{SECRET}@no.such.host.invalid/name", 1, "gaierror"),
+        (f"postgresql://u:x/{SECRET}@no.such.host.invalid/name", 1, r"the database cannot be reached \(\[Errno -\d+\]"),
         (f"postgresql://u:{SECRET}@host:port/name", 2, "cannot be read"),
         (f"mysql://u:{SECRET}@host/name", 2, "the queue runs on postgresql and sqlite, not on mysql"),
         (f"u:{SECRET}@host/name", 2, "cannot be read"),

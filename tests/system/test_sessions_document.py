@@ -28,7 +28,7 @@ async def test_the_code_of_the_document_runs(engine: AsyncEngine, monkeypatch) -
     await migrate.upgrade(engine, extras=["sessions"])
     shown: dict[str, Any] = {"engine": engine, "__name__": "document"}
     python = [block.text for block in blocks(DOCUMENT) if block.language == "python"]
-    assert len(python) == 6
+    assert len(python) == 7
     for code in python:
         if inspect.isawaitable(running := eval(compiled(code), shown)):
             await running
@@ -47,6 +47,13 @@ async def test_the_code_of_the_document_runs(engine: AsyncEngine, monkeypatch) -
         assert await (await other.get("/cart", headers=bearer)).json() == []
         assert (await other.get("/cart")).status == 401
         assert (await other.post("/log-in")).status == 200
+    transport = httpx.ASGITransport(shown["site"])
+    async with httpx.AsyncClient(transport=transport, base_url="http://shop", headers={"Origin": "http://shop"}) as it:
+        assert (await it.post("/log-out")).headers["location"] == "/log-in"
+        assert (await it.post("/log-in")).headers["location"] == "/"
+        assert set(it.cookies) == {"session-access", "session-refresh"}
+        assert (await it.post("/log-out")).headers["location"] == "/"
+        assert not it.cookies
 
     assert {cron_job.name for cron_job in shown["CRON"]} < set(shown["jobs"])
     await register_cron_jobs(engine, shown["CRON"])

@@ -235,6 +235,26 @@ async def test_a_handler_that_goes_on_is_left_after_its_grace():
     assert not run.wedged
 
 
+@pytest.mark.parametrize(("own", "ends"), [(0.01, "by itself"), (60.0, "at its deadline")])
+async def test_a_timeout_of_the_handlers_own_is_told_from_the_runs(own, ends):
+    heard = []
+
+    async def handler(event, session, job):
+        try:
+            async with asyncio.timeout(own):
+                await asyncio.Event().wait()
+        except BaseException as error:
+            heard.append(type(error))
+            raise
+
+    outcome = await outcome_of(handler, timeout=60.0 if ends == "by itself" else 0.01)
+    expected = {
+        "by itself": (TimeoutError, "TimeoutError"),
+        "at its deadline": (asyncio.CancelledError, "DeadlineExceeded"),
+    }
+    assert (heard[0], outcome.error["class"]) == expected[ends]
+
+
 async def test_a_run_without_a_limit_has_no_deadline():
     seen = []
 

@@ -56,12 +56,15 @@ LOST = {
     "connection failure": postgres(asyncpg.ConnectionFailureError("connection failure")),
     "stale in the pool": postgres(asyncpg.InterfaceError("connection is closed"), closed=True),
     "stale in the pool, unnoticed": postgres(asyncpg.InterfaceError("cannot perform: connection is closed")),
+    "closed while it was set up": asyncpg.InterfaceError("connection is closed"),
+    "shut down while it was set up": asyncpg.AdminShutdownError("terminating connection"),
     "protocol race": postgres(asyncpg.InternalClientError("got result for unknown protocol state 3")),
     "whatever closed it": postgres(asyncpg.DataCorruptedError("invalid page"), closed=True),
 }
 
 # The database answered, and may answer otherwise a moment later.
 PASSING = {
+    "no connection left": asyncpg.TooManyConnectionsError("sorry, too many clients already"),
     "read-only standby": postgres(asyncpg.ReadOnlySQLTransactionError("cannot execute UPDATE")),
     "serialization failure": postgres(asyncpg.SerializationError("could not serialize access")),
     "deadlock": postgres(asyncpg.DeadlockDetectedError("deadlock detected")),

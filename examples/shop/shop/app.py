@@ -1,13 +1,13 @@
 """The application: what it is made of, and how long each part lives."""
 
 import hmac
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import Response
+from fastapi.responses import PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.exceptions import HTTPException
@@ -15,15 +15,17 @@ from starlette.exceptions import HTTPException
 from queue_kit import QueueWorker, engine_from_url, install_hooks, register_cron_jobs
 from queue_kit.contrib.files import FileStore, Images
 from queue_kit.contrib.sessions import SessionStore, SigningKey
+from queue_kit.contrib.sessions.cookies import SessionCookies
 from queue_kit.dashboard import Access, dashboard
 from queue_kit.telemetry.metrics import PrometheusMetrics
 from queue_kit.telemetry.queue_state import QueueStateMetrics
 from shop.jobs import CRON, make_jobs
-from shop.login import Login, LoginMiddleware, current_login, current_staff
+from shop.login import Login, current_login, current_staff
 from shop.pages import router, show_problem
 from shop.settings import Settings
 
 HERE = Path(__file__).parent
+MAX_BODY = 21_000_000
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -49,7 +51,8 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(title="shop", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.engine, app.state.store, app.state.logins = engine, store, logins
-    app.middleware("http")(LoginMiddleware(logins, engine))
+    app.add_middleware(SessionCookies, store=logins, db=lambda _: engine)
+    app.middleware("http")(guard)
     for problem in (HTTPException, RequestValidationError):
         app.add_exception_handler(problem, show_problem)
     app.include_router(router)
@@ -57,11 +60,11 @@ def create_app(settings: Settings) -> FastAPI:
     app.mount("/queue", dashboard(engine, authorize=authorize, title="shop"))
 
     @app.get("/metrics")
-    def metrics(request: Request) -> Response:
+    async def metrics(request: Request) -> Response:
         given = request.headers.get("authorization", "")
         expected = f"Bearer {settings.metrics_token}"
         if not settings.metrics_token or not hmac.compare_digest(given.encode(), expected.encode()):
-            current_staff(request)
+            await current_staff(request)
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/health")
@@ -73,7 +76,18 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-def authorize(request: Request) -> Access | None:
+async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    """Refuse a body too long before it is read, and say what a page may load."""
+    length = request.headers.get("content-length", "0" if request.method in {"GET", "HEAD"} else "")
+    if not length.isdigit() or int(length) > MAX_BODY:
+        return PlainTextResponse("That is too large.", 413)
+    response = await call_next(request)
+    response.headers.setdefault("Content-Security-Policy", "default-src 'self'; img-src 'self' data:")
+    response.headers.setdefault("Referrer-Policy", "same-origin")
+    return response
+
+
+async def authorize(request: Request) -> Access | None:
     """The queue is for the staff: strangers are led to the log-in, customers are refused."""
-    login = current_login(request).data
+    login = (await current_login(request)).data
     return Access(login.email, act=True) if login.is_staff else None

@@ -15,8 +15,9 @@ from starlette.exceptions import HTTPException
 
 from queue_kit.contrib.files import InvalidFile, create_or_update_file
 from queue_kit.contrib.files.starlette import send_transformed_image
-from queue_kit.contrib.sessions import Session, TokenPair
-from shop.login import Login, current_login, current_staff, drop_cookies, hash_password, is_password, set_cookies
+from queue_kit.contrib.sessions import Session
+from queue_kit.contrib.sessions.cookies import end_session, start_session
+from shop.login import Login, current_login, current_staff, find_login, hash_password, is_password
 from shop.models import Customer, Order, Product, euros
 from shop.orders import SoldOut, place_order
 
@@ -50,26 +51,26 @@ Current = Annotated[Session[Login], Depends(current_login)]
 Staff = Annotated[Session[Login], Depends(current_staff)]
 
 
-def page(request: Request, name: str, status: int = 200, **shown: object) -> Response:
+async def page(request: Request, name: str, status: int = 200, **shown: object) -> Response:
     """A page of a template; who is logged in is known to all of them."""
-    login = request.state.login
+    login = await find_login(request)
     return templates.TemplateResponse(request, name, {"login": login and login.data, **shown}, status_code=status)
 
 
 async def show_problem(request: Request, error: Exception) -> Response:
     """What went wrong, as a page; somebody who must log in first is led there."""
     if not isinstance(error, HTTPException):
-        return page(request, "problem.html", 422, problem="This form cannot be read.")
+        return await page(request, "problem.html", 422, problem="This form cannot be read.")
     if error.status_code == 303:
         return Response(status_code=303, headers=error.headers)
-    return page(request, "problem.html", error.status_code, problem=error.detail)
+    return await page(request, "problem.html", error.status_code, problem=error.detail)
 
 
 @router.get("/")
 async def show_products(request: Request, session: Reading, problem: str = "") -> Response:
     """All products, each with a form of its own. Its key makes one order of it, however often it is sent."""
     products = (await session.scalars(select(Product).order_by(Product.id))).all()
-    return page(request, "products.html", products=products, key=uuid4, problem=problem)
+    return await page(request, "products.html", products=products, key=uuid4, problem=problem)
 
 
 @router.post("/orders")
@@ -92,7 +93,7 @@ async def order(
 async def show_orders(request: Request, session: Reading, login: Current) -> Response:
     """The customer's own orders."""
     own = select(Order).where(Order.customer_id == login.data.customer_id).order_by(Order.id.desc()).limit(50)
-    return page(request, "orders.html", orders=(await session.scalars(own)).all())
+    return await page(request, "orders.html", orders=(await session.scalars(own)).all())
 
 
 @router.get("/orders/{order_id}")
@@ -101,7 +102,7 @@ async def show_order(request: Request, session: Reading, login: Current, order_i
     found = await session.get(Order, order_id)
     if found is None or found.customer_id != login.data.customer_id:
         raise HTTPException(404, "There is no such order.")
-    return page(request, "order.html", order=found)
+    return await page(request, "order.html", order=found)
 
 
 @router.get("/products/{product_id}/image")
@@ -142,7 +143,7 @@ async def upload_image(request: Request, session: Writing, _: Staff, product_id:
 @router.get("/log-in")
 async def show_log_in(request: Request) -> Response:
     """The form with which somebody logs in or signs up."""
-    return page(request, "log_in.html", problem="")
+    return await page(request, "log_in.html", problem="")
 
 
 Email = Annotated[str, Form(pattern=r"^[^@\s]+@[^@\s]+$", max_length=200)]
@@ -156,8 +157,10 @@ async def log_in(request: Request, email: Email, password: Password) -> Response
         customer = await session.scalar(select(Customer).where(Customer.email == email))
     matches = await is_password(password, customer.password if customer else None)
     if customer is None or not matches:
-        return page(request, "log_in.html", 401, problem="This address and password do not belong together.")
-    return begin(request, await request.app.state.logins.create(request.app.state.engine, login_of(customer)))
+        return await page(request, "log_in.html", 401, problem="This address and password do not belong together.")
+    logins = request.app.state.logins
+    start_session(request, logins, await logins.create(request.app.state.engine, login_of(customer)))
+    return RedirectResponse("/", 303)
 
 
 @router.post("/sign-up")
@@ -168,10 +171,12 @@ async def sign_up(request: Request, session: Writing, email: Email, password: Pa
     try:
         await session.flush()
     except IntegrityError:
-        return page(request, "log_in.html", 409, problem="There is somebody with this address.")
-    pair = await request.app.state.logins.create(session, login_of(customer))
+        return await page(request, "log_in.html", 409, problem="There is somebody with this address.")
+    logins = request.app.state.logins
+    pair = await logins.create(session, login_of(customer))
     await session.commit()
-    return begin(request, pair)
+    start_session(request, logins, pair)
+    return RedirectResponse("/", 303)
 
 
 def login_of(customer: Customer) -> Login:
@@ -179,17 +184,10 @@ def login_of(customer: Customer) -> Login:
     return Login(customer.id, customer.email, customer.is_staff)
 
 
-def begin(request: Request, pair: TokenPair) -> Response:
-    """Give the browser its tokens, and lead it to the products."""
-    response = RedirectResponse("/", 303)
-    set_cookies(request, response, pair)
-    return response
-
-
 @router.post("/log-out")
 async def log_out(request: Request, login: Current) -> Response:
     """End the session: the tokens are worth nothing from now on, wherever they are."""
-    await request.app.state.logins.invalidate(request.app.state.engine, login)
-    response = RedirectResponse("/", 303)
-    drop_cookies(response)
-    return response
+    logins = request.app.state.logins
+    await logins.invalidate(request.app.state.engine, login)
+    end_session(request, logins)
+    return RedirectResponse("/", 303)

@@ -178,15 +178,15 @@ async def test_the_pages(queue_kit_database_url: str, queue_kit_engine: AsyncEng
         assert "Confirmed." in (await ada.get(order)).text
 
         for page in ("/queue/", "/orders"):  # the first one brings a cookie of the dashboard's own
-            staff.cookies.delete("access")  # as when it has expired
+            staff.cookies.delete("session-access")  # as when it has expired
             assert (await staff.get(page)).status_code == 200
-            assert "access" in staff.cookies
+            assert "session-access" in staff.cookies
 
-        ada.cookies.delete("access")
+        ada.cookies.delete("session-access")
         assert "Order 1" in (await ada.get("/orders")).text
-        assert "access" in ada.cookies
+        assert "session-access" in ada.cookies
         kept = dict(ada.cookies)
-        ada.cookies.delete("access")  # what is refreshed for the log-out is not given to the browser
+        ada.cookies.delete("session-access")  # what is refreshed for the log-out is not given to the browser
         await ada.post("/log-out")
         assert not ada.cookies
         stranger.cookies.update(kept)
