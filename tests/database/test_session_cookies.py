@@ -56,6 +56,10 @@ def application(engine: AsyncEngine, store: SessionStore[Cart], **options: Any) 
 
         return StreamingResponse(body())
 
+    async def fail(request: Request) -> Response:
+        await session_in(request, store)
+        raise ValueError("the page is broken")
+
     async def talk(socket: WebSocket) -> None:
         await socket.accept()
         session = await session_in(socket, store)
@@ -67,6 +71,7 @@ def application(engine: AsyncEngine, store: SessionStore[Cart], **options: Any) 
         Route("/log-out", log_out, methods=["POST"]),
         Route("/nothing", nothing, methods=["GET", "POST"]),
         Route("/too-late", too_late),
+        Route("/fail", fail),
         WebSocketRoute("/talk", talk),
         Mount("/below", routes=[Route("/look", look)]),
         Route("/look", look),
@@ -133,6 +138,20 @@ async def test_expired_tokens_are_refreshed_and_the_answer_brings_the_new_ones(t
         assert (answer.text, set_cookies(answer)) == ("tea", {})
     async with browsing(app, session_access=pair.access_token) as other:  # which that refresh has replaced
         assert (await other.get("/look")).text == "nobody"
+
+
+async def test_a_page_that_fails_brings_refreshed_tokens_nevertheless(tables):
+    """Else the old ones would come again, and look like a copy."""
+    transport = httpx.ASGITransport(application(tables, cart_store()), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://shop", headers=HERE) as browser:
+        assert "set-cookie" not in (await browser.get("/fail")).headers
+        await browser.post("/log-in?item=tea")
+        assert "set-cookie" not in (await browser.get("/fail")).headers
+        browser.cookies.delete(ACCESS)  # as when it has expired
+        answer = await browser.get("/fail")
+        assert (answer.status_code, answer.text) == (500, "Internal Server Error")
+        assert set(set_cookies(answer)) == {ACCESS, REFRESH}
+        assert (await browser.get("/look")).text == "tea"
 
 
 async def test_requests_at_once_refresh_once(tables):

@@ -69,7 +69,12 @@ class SessionCookies:
             await (WebSocketClose(1008) if scope["type"] == "websocket" else refusal)(scope, receive, send)
             return
         scope = {**scope, _COOKIES: {**scope.get(_COOKIES, {}), self._store: cookies}}
-        await self._app(scope, receive, cookies.sent_with(send))
+        try:
+            await self._app(scope, receive, cookies.sent_with(send))
+        except Exception:
+            if cookies.are_refreshed:  # who answers for this error stands outside, and knows of no cookies
+                await PlainTextResponse("Internal Server Error", 500)(scope, receive, cookies.sent_with(send))
+            raise
 
 
 async def session_in(connection: HTTPConnection, store: SessionStore[T]) -> Session[T] | None:
@@ -132,6 +137,7 @@ class _Cookies(Generic[T]):
         self._session: Session[T] | None = None
         self._changed = False
         self._pair: TokenPair | None = None
+        self._is_refreshed = False
         self._has_begun = connection.scope["type"] == "websocket"
         """Whether the answer is on its way, so that no cookie can go with it."""
 
@@ -140,6 +146,11 @@ class _Cookies(Generic[T]):
         """Whether this is no page of another site that acts with these cookies, nor one that logs somebody in."""
         same = is_same_origin(self._connection.headers)
         return not (self._access or self._refresh) if same is None else same
+
+    @property
+    def are_refreshed(self) -> bool:
+        """Whether the browser must have the new tokens, as the old ones will look like a copy, and has not got them."""
+        return self._is_refreshed and not self._has_begun
 
     async def session(self) -> Session[T] | None:
         """The session, looked up once."""
@@ -165,13 +176,14 @@ class _Cookies(Generic[T]):
             return None  # the cookies stay: others may have come to this browser meanwhile
         if not (self._changed or self._has_begun):  # a log-in or log-out of this very request counts
             self.replace(pair)
+            self._is_refreshed = True
         return session
 
     def replace(self, pair: TokenPair | None) -> None:
         """Have the answer bring these tokens, or take away those that there are."""
         if self._has_begun:
             raise RuntimeError("the answer has begun, so no cookie goes with it: do this before")
-        self._changed, self._pair = True, pair
+        self._changed, self._pair, self._is_refreshed = True, pair, False
 
     def sent_with(self, send: Send) -> Send:
         """What sends an answer, with the cookies that changed."""
