@@ -457,7 +457,8 @@ def refused() -> None:
 
 
 async def log_in(session: AsyncSession, engine: AsyncEngine, request: Request) -> None:
-    assert_type(await store.create(session, Email(to="a@b.c")), TokenPair)
+    pair = await store.create(session, Email(to="a@b.c"))
+    assert_type(pair, TokenPair)
     await store.create(session, {"to": "a@b.c"})  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     found = await store.get(engine, "token")
     assert_type(found, StoredSession[Email])
