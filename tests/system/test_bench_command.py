@@ -153,5 +153,5 @@ def test_jobs_that_could_not_be_removed_are_named(database_url, monkeypatch):
     assert result.output.endswith("could not be removed: no way\n")
 
 
-def test_its_help_has_an_example(tmp_path: Path):
+def test_its_help_has_an_example():
     assert "Example:" in invoke("", "--help").output

@@ -128,7 +128,7 @@ async def test_a_job_is_added_from_arguments_or_from_stdin(engine, cli):
         (("a", "{}", "--delay", "nan"), 1, "delay"),
     ],
 )
-async def test_a_job_that_cannot_be_is_explained(engine, cli, arguments, status, problem):
+async def test_a_job_that_cannot_be_is_explained(cli, arguments, status, problem):
     assert problem in await cli("add", *arguments, status=status)
 
 
@@ -730,7 +730,7 @@ async def test_draining_runs_what_is_due_and_leaves(app, engine, cli):
     assert "nothing was due" in await cli("work", "hello_jobs:jobs", "--drain")
 
 
-async def test_what_does_not_go_together_is_wrong_usage(app, engine, cli):
+async def test_what_does_not_go_together_is_wrong_usage(app, cli):
     assert "names without a handler: nobody" in await cli("work", "hello_jobs:jobs", "--include", "nobody", status=1)
     both = ("--include", "hello", "--exclude", "fails")
     assert "not both" in await cli("work", "hello_jobs:jobs", *both, status=1)
@@ -771,7 +771,7 @@ def test_the_unit_is_one_that_systemd_takes(tmp_path):
     assert about_ours == []
 
 
-def test_the_recipes_give_a_worker_the_time_to_stop(app):
+def test_the_recipes_give_a_worker_the_time_to_stop():
     given = re.findall(r"(?:TimeoutStopSec=|terminationGracePeriodSeconds: )(\d+)", RECIPES)
     defaults = {name: each.default for name, each in inspect.signature(QueueWorker).parameters.items()}
     assert len(given) == 2
@@ -781,7 +781,7 @@ def test_the_recipes_give_a_worker_the_time_to_stop(app):
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_a_shell_is_told_how_to_complete(shell, tmp_path):
+def test_a_shell_is_told_how_to_complete(shell):
     queue_kit = Path(sys.executable).with_name("queue-kit")
     if not queue_kit.exists():
         pytest.skip("the command is not installed beside the interpreter")
