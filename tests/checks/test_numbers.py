@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from queue_kit import (
+    CronJob,
     QueueWorker,
     _claims,
     _endings,
@@ -52,7 +53,7 @@ def defaults(call: Callable[..., Any]) -> Any:
 
 
 WORKER, FILES, IMAGES = defaults(QueueWorker), defaults(FileStore), defaults(Images)
-STATE, CLEANUP = defaults(queue_state.QueueStateMetrics), defaults(job_file_cleanup)
+CRON, STATE, CLEANUP = defaults(CronJob), defaults(queue_state.QueueStateMetrics), defaults(job_file_cleanup)
 LEASE, POLL, GRACE = WORKER.lease, WORKER.poll_interval, WORKER.grace
 LOCK = migrate.LOCK_TIMEOUT.replace("s", " s")
 LOOK = _sleep.LOOK_EVERY * 1_000
@@ -83,6 +84,10 @@ SAID = {
         f"not more than {_health.MANY_DEAD:,} of them",
         f"({GRACE:g} s + {WORKER.cancel_grace:g} s unless you choose others)",
         f"said within the last {workers.ALIVE_SECONDS:g} s that it is alive",
+    ],
+    "docs/cron.md": [
+        f"`priority` {CRON.priority} unless its entry says otherwise",
+        f"before ordinary jobs, which have {job.DEFAULT_PRIORITY}.",
     ],
     "docs/dashboard.md": [
         f"{_pages.PAGE} on a page",
