@@ -529,6 +529,20 @@ async def checked(url: str) -> Result:
     return await asyncio.to_thread(CliRunner().invoke, main, ["check"], env={VARIABLE: url})
 
 
+@pytest.mark.parametrize(("used", "status"), [(90, 0), (91, 1)])
+async def test_that_few_connections_are_left_is_told(postgres_url, monkeypatch, used, status):
+    monkeypatch.setattr(_health, "_CONNECTIONS", text(f"SELECT 100 AS most, {used} AS used"))
+    said = await checked(postgres_url)
+    assert (said.exit_code, f"{used} of 100 connections are in use" in said.output) == (status, True)
+    assert ("lower the pools" in said.output) is (status == 1)
+
+
+async def test_a_standby_is_told(postgres_url, monkeypatch):
+    monkeypatch.setattr(_health, "_IN_RECOVERY", text("SELECT true"))
+    said = await checked(postgres_url)
+    assert (said.exit_code, "BAD  the server is a standby: a worker needs the primary" in said.output) == (1, True)
+
+
 async def test_an_old_transaction_is_named(pg_engine, postgres_url, monkeypatch):
     monkeypatch.setattr(_health, "LONG_SNAPSHOT", 0.0)
     async with pg_engine.connect() as user:
