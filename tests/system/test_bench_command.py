@@ -133,7 +133,9 @@ def test_a_failure_leaves_nothing_behind_and_is_said_in_a_line(database_url, mon
 
     monkeypatch.setattr(_bench, "_pick_up", fail)
     result = invoke(database_url, "--json", "--jobs", "10")
-    assert (result.exit_code, result.output) == (1, "Error: OSError: the cable was cut\n")
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: the database cannot be reached (the cable was cut): is the server up")
+    assert result.output.count("\n") == 1
 
     async def left() -> int:
         engine = engine_for(database_url)
