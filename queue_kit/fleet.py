@@ -29,7 +29,7 @@ class HeldJob:
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
     """A worker that said within the last 45 seconds that it is alive, at `seen_at`, `seen_seconds_ago`; it says so
-    every 10 seconds. It `running` so many jobs then; `jobs` are those that it holds now, the best first."""
+    every 10 seconds. `running` is how many jobs it ran then; `jobs` are those that it holds now, the best first."""
 
     id: UUID
     label: str

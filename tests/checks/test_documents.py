@@ -121,6 +121,13 @@ def test_the_readme_names_only_commands_and_files_that_exist():
     ] == []
 
 
+def test_the_readme_has_every_module_of_the_package():
+    modules = {path.name for path in (CHECKOUT / "queue_kit").glob("*.py") if not path.name.startswith("__")}
+    folders = {path.parent.name for path in (CHECKOUT / "queue_kit").glob("*/__init__.py")}
+    listed = README.partition("\n## Architecture\n")[2].partition("\n## ")[0]
+    assert (modules | folders) - set(re.findall(r"\b\w+(?:\.py)?\b", listed)) == set()
+
+
 @pytest.mark.parametrize("document", ["README.md", "CHANGELOG.md"])
 def test_links_lead_to_files(document):
     targets = re.findall(r"\]\(([^)]+)\)", (CHECKOUT / document).read_text())

@@ -1,5 +1,6 @@
 """The pages keep their word: each snippet of the documentation that is new here is run as it stands, on SQLite."""
 
+import ast
 import re
 import runpy
 import socket
@@ -111,6 +112,29 @@ def test_the_runbook_has_every_alert_and_only_commands_that_exist() -> None:
     for command, options in re.findall(r"`queue-kit (\w+)([^`]*)`", page):
         known = {option for parameter in main.commands[command].params for option in parameter.opts}
         assert set(re.findall(r"--[\w-]+", options)) <= known
+
+
+VARIABLE = re.compile(r"\.\.\.|: |\d+(?:\.\d+)?|pdf\.render|report\.daily|\b(?:released|failed|lost)(?= after| \.\.\.)")
+"""What differs between two lines of the log that say the same."""
+
+
+def texts_in_the_code() -> list[str]:
+    found = []
+    for path in (DOCS.parent / "queue_kit").rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        texts = (node for node in nodes if isinstance(node, ast.Constant) and id(node) not in docstrings)
+        found += [node.value for node in texts if isinstance(node.value, str)]
+    return found
+
+
+def test_the_page_on_reliability_explains_lines_that_are_logged() -> None:
+    table = (DOCS / "reliability.md").read_text().partition("## What the log says")[2].partition("\n## ")[0]
+    lines = re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)
+    assert len(lines) > 10
+    texts = texts_in_the_code()
+    parts = {part.strip(" ,;:") for line in lines for part in VARIABLE.split(line)}
+    assert [part for part in parts if not any(part in text for text in texts)] == []
 
 
 def test_the_drawings_are_what_their_script_draws() -> None:

@@ -22,13 +22,14 @@ import queue_kit
 import queue_kit.contrib.files.aiohttp
 import queue_kit.contrib.files.starlette
 import queue_kit.contrib.sessions.aiohttp
+import queue_kit.contrib.sessions.cookies
 import queue_kit.contrib.sessions.fastapi
 import queue_kit.contrib.sessions.starlette
 from queue_kit import dashboard, migrate, testing
 from queue_kit.contrib import files, sessions
 from queue_kit.telemetry import metrics, queue_state, tracing
 
-FRAMEWORKS = (files.aiohttp, files.starlette, sessions.aiohttp, sessions.fastapi, sessions.starlette)
+FRAMEWORKS = (files.aiohttp, files.starlette, sessions.aiohttp, sessions.cookies, sessions.fastapi, sessions.starlette)
 MODULES = (dashboard, files, metrics, migrate, queue_state, sessions, testing, tracing, *FRAMEWORKS)
 SNAPSHOT = Path(__file__).with_name("api.txt")
 

@@ -243,7 +243,7 @@ async def test_a_better_job_that_comes_later_overtakes_what_waits(engine, jobs, 
 # --- lapsed leases ----------------------------------------------------------------------------------------------------
 
 
-async def test_one_lapse_is_free_even_for_a_job_with_a_single_try(engine, jobs, ran):
+async def test_one_lapse_is_free_even_for_a_job_with_a_single_try(engine, jobs):
     job_id = await add_job(engine, "a", max_retry_count=1)
     await lapse(engine, job_id)
     assert (await QueueWorker(engine, jobs).drain())["completed"] == 1

@@ -954,6 +954,17 @@ async def test_those_who_wait_for_one_thing_are_told_together(pg_engine, impatie
     assert all(isinstance(failure, SQLAlchemyError) for failure in failures)
 
 
+async def test_two_pages_are_read_at_once_and_a_third_waits(engine):
+    pool = Pool(engine)
+    async with pool.reading(), pool.reading():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_pool, "PATIENCE", 0.2)
+            with pytest.raises(TimeoutError):
+                await pool.reading().__aenter__()
+    async with pool.reading() as session:
+        assert (await session.execute(text("SELECT 1"))).scalar_one() == 1
+
+
 async def test_a_page_cannot_write_and_its_statements_end(pg_engine):
     pool = Pool(pg_engine)
     async with pool.reading() as session:

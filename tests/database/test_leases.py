@@ -57,7 +57,7 @@ def sent() -> Iterator[Statements]:
 # --- renewal ----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_handler_may_run_for_many_leases_on_a_single_claim(engine, sent):
+async def test_a_handler_may_run_for_many_leases_on_a_single_claim(engine):
     gate, hook = Gate(), Recorder()
     ids = await add_jobs(engine, [NewJob("long")] * 3)
     first = (await database_now(engine)).timestamp()

@@ -494,6 +494,18 @@ async def test_not_a_number_is_no_timeout(engine):
 async def test_an_unlimited_timeout_is_one(engine):
     insert = "INSERT INTO queue_kit_job (name, handler_timeout) VALUES ('x', :timeout)"
     await execute(engine, insert, timeout=float("inf"))
+    assert await execute(engine, "SELECT handler_timeout FROM queue_kit_job") == [(float("inf"),)]
+
+
+async def test_the_table_has_room_in_its_pages_and_is_vacuumed_by_count_without_pauses(pg_engine):
+    [(options,)] = await execute(pg_engine, "SELECT reloptions FROM pg_class WHERE oid = 'queue_kit_job'::regclass")
+    settings = dict(each.split("=") for each in options)
+    assert settings["fillfactor"] == "50"
+    shares = {name: value for name, value in settings.items() if name.endswith("_scale_factor")}
+    assert shares == dict.fromkeys(
+        (f"autovacuum_{what}_scale_factor" for what in ("vacuum", "vacuum_insert", "analyze")), "0"
+    )
+    assert settings["autovacuum_vacuum_cost_delay"] == "0"
 
 
 @pytest.mark.parametrize("column", ["unique_key", "cron_name"])

@@ -101,7 +101,7 @@ def forgeries(pair: TokenPair, other: TokenPair) -> dict[str, str]:
     return made
 
 
-async def test_no_forged_or_mixed_up_token_opens_anything(engine):
+async def test_s5_no_forged_or_mixed_up_token_opens_anything(engine):
     store = cart_store(KEY, OTHER_KEY)
     pair, other = [await store.create(engine, Cart()) for _ in range(2)]
     tokens = forgeries(pair, other)
@@ -188,7 +188,7 @@ async def test_thief_and_victim_who_share_a_pair_are_found_out_at_the_next_refre
     assert await count_jobs(engine) == 1
 
 
-async def test_an_old_ancestor_is_a_leak_too(engine):
+async def test_s6_an_old_ancestor_is_a_leak_too(engine):
     store = cart_store()
     first = pair = await store.create(engine, Cart())
     for _ in range(3):

@@ -412,7 +412,7 @@ async def refreshed_by(
     )
 
 
-async def test_fifty_refreshes_at_once_give_one_successor(engine):
+async def test_s6_fifty_refreshes_at_once_give_one_successor(engine):
     store = cart_store()
     pair = await store.create(engine, Cart())
     pairs = await refreshed_by([engine], store, pair.refresh_token, 50)
@@ -463,7 +463,7 @@ async def test_within_the_grace_a_token_gives_the_same_pair_and_the_grace_does_n
 
 
 @pytest.mark.parametrize("way", ["engine", "session", "connection"])
-async def test_a_copy_that_is_used_after_the_grace_ends_the_session_and_is_reported(engine, way):
+async def test_s6_a_copy_that_is_used_after_the_grace_ends_the_session_and_is_reported(engine, way):
     store = cart_store()
     first = await store.create(engine, Cart(["tea"]))
     second = await store.refresh_tokens(engine, first.refresh_token)

@@ -128,7 +128,7 @@ async def test_a_job_is_added_from_arguments_or_from_stdin(engine, cli):
         (("a", "{}", "--delay", "nan"), 1, "delay"),
     ],
 )
-async def test_a_job_that_cannot_be_is_explained(engine, cli, arguments, status, problem):
+async def test_a_job_that_cannot_be_is_explained(cli, arguments, status, problem):
     assert problem in await cli("add", *arguments, status=status)
 
 
@@ -529,6 +529,20 @@ async def checked(url: str) -> Result:
     return await asyncio.to_thread(CliRunner().invoke, main, ["check"], env={VARIABLE: url})
 
 
+@pytest.mark.parametrize(("used", "status"), [(90, 0), (91, 1)])
+async def test_that_few_connections_are_left_is_told(postgres_url, monkeypatch, used, status):
+    monkeypatch.setattr(_health, "_CONNECTIONS", text(f"SELECT 100 AS most, {used} AS used"))
+    said = await checked(postgres_url)
+    assert (said.exit_code, f"{used} of 100 connections are in use" in said.output) == (status, True)
+    assert ("lower the pools" in said.output) is (status == 1)
+
+
+async def test_a_standby_is_told(postgres_url, monkeypatch):
+    monkeypatch.setattr(_health, "_IN_RECOVERY", text("SELECT true"))
+    said = await checked(postgres_url)
+    assert (said.exit_code, "BAD  the server is a standby: a worker needs the primary" in said.output) == (1, True)
+
+
 async def test_an_old_transaction_is_named(pg_engine, postgres_url, monkeypatch):
     monkeypatch.setattr(_health, "LONG_SNAPSHOT", 0.0)
     async with pg_engine.connect() as user:
@@ -730,7 +744,7 @@ async def test_draining_runs_what_is_due_and_leaves(app, engine, cli):
     assert "nothing was due" in await cli("work", "hello_jobs:jobs", "--drain")
 
 
-async def test_what_does_not_go_together_is_wrong_usage(app, engine, cli):
+async def test_what_does_not_go_together_is_wrong_usage(app, cli):
     assert "names without a handler: nobody" in await cli("work", "hello_jobs:jobs", "--include", "nobody", status=1)
     both = ("--include", "hello", "--exclude", "fails")
     assert "not both" in await cli("work", "hello_jobs:jobs", *both, status=1)
@@ -771,7 +785,7 @@ def test_the_unit_is_one_that_systemd_takes(tmp_path):
     assert about_ours == []
 
 
-def test_the_recipes_give_a_worker_the_time_to_stop(app):
+def test_the_recipes_give_a_worker_the_time_to_stop():
     given = re.findall(r"(?:TimeoutStopSec=|terminationGracePeriodSeconds: )(\d+)", RECIPES)
     defaults = {name: each.default for name, each in inspect.signature(QueueWorker).parameters.items()}
     assert len(given) == 2
@@ -781,7 +795,7 @@ def test_the_recipes_give_a_worker_the_time_to_stop(app):
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_a_shell_is_told_how_to_complete(shell, tmp_path):
+def test_a_shell_is_told_how_to_complete(shell):
     queue_kit = Path(sys.executable).with_name("queue-kit")
     if not queue_kit.exists():
         pytest.skip("the command is not installed beside the interpreter")
@@ -790,7 +804,15 @@ def test_a_shell_is_told_how_to_complete(shell, tmp_path):
     assert "_QUEUE_KIT_COMPLETE" in done.stdout
 
 
-def test_every_command_is_in_the_document():
-    assert set(re.findall(r"^\| (`.*?) \|", RECIPES, re.MULTILINE))
-    named = set(re.findall(r"`(?:queue-kit )?([a-z]+)[ `]", RECIPES))
-    assert set(main.commands) <= named
+def test_every_command_is_in_the_table_of_the_document():
+    table = RECIPES.partition("| command | for |")[2].partition("\n## ")[0]
+    cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    assert {command for cell in cells for command in re.findall(r"`(\w+)", cell)} == set(main.commands)
+
+
+def test_the_options_that_the_document_names_are_those_of_a_command():
+    commands = [main, *main.commands.values(), *main.commands["cron"].commands.values()]
+    known = {option for command in commands for parameter in command.params for option in parameter.opts}
+    named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", RECIPES)) - {"--no-cache-dir", "--help"}  # pip's, click's own
+    assert len(named) > 10
+    assert named - known == set()

@@ -70,6 +70,7 @@ from queue_kit.contrib.sessions import (
     session_jobs,
 )
 from queue_kit.contrib.sessions import Session as StoredSession
+from queue_kit.contrib.sessions.cookies import SessionCookies, end_session, session_in, start_session
 from queue_kit.contrib.sessions.fastapi import SessionBearer, load_session
 from queue_kit.dashboard import Access, dashboard
 from queue_kit.testing import assert_enqueued, drain, enqueued, move_clock, rolled_back, run_handler
@@ -456,7 +457,8 @@ def refused() -> None:
 
 
 async def log_in(session: AsyncSession, engine: AsyncEngine, request: Request) -> None:
-    assert_type(await store.create(session, Email(to="a@b.c")), TokenPair)
+    pair = await store.create(session, Email(to="a@b.c"))
+    assert_type(pair, TokenPair)
     await store.create(session, {"to": "a@b.c"})  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     found = await store.get(engine, "token")
     assert_type(found, StoredSession[Email])
@@ -470,6 +472,10 @@ async def log_in(session: AsyncSession, engine: AsyncEngine, request: Request) -
     assert_type(await load_session(request, store, engine), StoredSession[Email])
     bearer = SessionBearer(store, lambda request: engine)
     assert_type(await bearer(request), StoredSession[Email])
+    Starlette().add_middleware(SessionCookies, store=store, db=lambda connection: engine, name="mail")
+    assert_type(await session_in(request, store), StoredSession[Email] | None)
+    start_session(request, store, pair)
+    end_session(request, store)
 
 
 @jobs.handler("queue_kit.session_store.potential_leaked_session")

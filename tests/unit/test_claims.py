@@ -512,7 +512,7 @@ async def test_a_claim_that_was_under_way_does_not_make_it_dry(claims, queue):
         assert await asyncio.wait_for(dry, 10) == 1
 
 
-async def test_a_claim_that_left_something_out_does_not_make_it_dry(claims, queue):
+async def test_a_claim_that_left_something_out_does_not_make_it_dry(claims):
     left_out = [Haul(more=True), Haul(more=True), Haul([claimed(1)])]
     asked = []
 

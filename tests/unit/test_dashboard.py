@@ -248,3 +248,21 @@ async def test_a_failure_is_shared_but_not_for_long(monkeypatch):
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + _shared.FRESH)
     assert await shared.get() == 5
+
+
+async def test_what_took_long_to_read_is_left_alone_for_ten_times_as_long(monkeypatch):
+    now, reads = time.monotonic(), 0
+
+    async def read() -> int:
+        nonlocal now, reads
+        now += 3.0
+        reads += 1
+        return reads
+
+    shared = Shared(read)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    assert await shared.get() == 1
+    now += 29.9
+    assert await shared.get() == 1
+    now += 0.2
+    assert await shared.get() == 2

@@ -75,7 +75,7 @@ def test_a_workers_own_hooks_hear_first_and_then_those_of_the_process(install):
     assert heard == [(name, record) for record in (STATE, STARTED, SETTLED) for name in names]
 
 
-def test_a_workers_own_hooks_hear_nothing_of_enqueue_nor_of_another_worker(install):
+def test_a_workers_own_hooks_hear_nothing_of_enqueue_nor_of_another_worker():
     heard, other = [], []
     Observers([Hook(heard)])
     tell_everything(Observers([Hook(other)]))

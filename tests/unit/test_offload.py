@@ -29,6 +29,7 @@ from queue_kit._offload import in_process, in_thread
 from queue_kit.errors import Cancelled, ConfigurationError, Discard, InvalidPayload, JobNotFound, Snooze
 from queue_kit.event import AbortToken, Event
 from queue_kit.job import Job
+from tests.support import until
 
 PATIENCE = 20.0  # seconds until a test is given up; no test takes them
 
@@ -49,12 +50,6 @@ def job_of(data: Any = None) -> Job[Any]:
 
 def start(handler: Callable[..., Coroutine[Any, Any, None]], data: Any = None, event: Event | None = None) -> Any:
     return asyncio.create_task(handler(event or Event(), None, job_of(data)))
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 async def turns() -> None:

@@ -311,11 +311,14 @@ async def test_a_payload_that_does_not_fit_fails_at_once_without_a_call():
 
 
 async def test_a_payload_type_whose_own_code_fails_is_a_failure_of_the_job():
+    called = []
+
     async def handler(event, session, job: Job[Odd]):
-        pytest.fail("it was called")
+        called.append(job.data)
 
     outcome = await outcome_of(handler, claimed({"to": "nobody"}), tries=1)
-    assert outcome.verdict is Verdict.failed
+    assert (outcome.verdict, outcome.error["class"]) == (Verdict.failed, "InvalidPayload")
+    assert called == []
 
 
 # --- error records ----------------------------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ def test_a_long_token_is_not_parsed(monkeypatch):
 
 
 @pytest.mark.parametrize("algorithm", ["none", "HS384", "HS512"])
-def test_the_algorithm_is_the_one_of_the_configuration(algorithm):
+def test_s5_the_algorithm_is_the_one_of_the_configuration(algorithm):
     claims = jwt.decode(TOKEN, options={"verify_signature": False})
     key = None if algorithm == "none" else "x" * 64
     tokens = tokens_of(SigningKey("k1", "x" * 64))
@@ -143,7 +143,7 @@ def test_the_algorithm_is_the_one_of_the_configuration(algorithm):
     ],
     ids=str,
 )
-def test_every_claim_is_needed_and_is_what_it_must_be(claims):
+def test_s5_every_claim_is_needed_and_is_what_it_must_be(claims):
     said = {**jwt.decode(TOKEN, options={"verify_signature": False}), **claims}
     payload = json.dumps({name: value for name, value in said.items() if value is not ...}).encode()
     token = jwt.api_jws.encode(payload, KEY.octets, headers={"kid": "k1"})  # which lets anything pass

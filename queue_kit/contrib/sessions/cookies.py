@@ -83,7 +83,7 @@ async def session_in(connection: HTTPConnection, store: SessionStore[T]) -> Sess
 
     Raises `LookupError` without the middleware of this store, and `InvalidSessionData` as `SessionStore.get` does.
 
-    >>> async def current_login(request: Request) -> Session[Login]:
+    >>> async def current_login(request):
     ...     session = await session_in(request, store)
     ...     if session is None:
     ...         raise HTTPException(303, headers={"Location": "/log-in"})
@@ -107,7 +107,7 @@ def end_session(connection: HTTPConnection, store: SessionStore[Any]) -> None:
     """Take a browser's tokens away with the answer to this request. A copy of them ends with `invalidate` alone. Raises
     as `start_session` does.
 
-    >>> async def log_out(request, session: CurrentLogin):
+    >>> async def log_out(request, session):
     ...     await store.invalidate(engine, session)
     ...     end_session(request, store)
     ...     return RedirectResponse("/", 303)
