@@ -163,9 +163,12 @@ class QueueWorker:
             crew, self._crew = self._crew, None
             if crew is not None:
                 crew.close()
-                # A task of its own: a caller that is cancelled must not leave the worker half stopped.
-                self._ending = asyncio.create_task(crew.end(grace), name="queue_kit: stop")
+                self._end(crew, grace)
             return await self._ended()
+
+    def _end(self, crew: Crew, grace: float) -> None:
+        """In a task of its own: a caller that is cancelled must not leave the worker half stopped."""
+        self._ending = asyncio.create_task(crew.end(grace), name="queue_kit: stop")
 
     async def _ended(self) -> bool:
         """Wait for a stop that is under way; whether every handler has ended."""
@@ -190,11 +193,13 @@ class QueueWorker:
         """
         if self._crew is not None:
             raise ConfigurationError("drain() is for a worker that is not started; stop it first")
+        await self._ended()
         crew = await self._assemble(listen=False)
         try:
             await crew.drain()
         finally:
-            await crew.end(self._grace)
+            self._end(crew, self._grace)
+            await self._ended()
         return {verdict.value: crew.spine.counts[verdict] for verdict in Verdict}
 
     async def run(self) -> None:
