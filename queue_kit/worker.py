@@ -7,7 +7,6 @@ its process. Only `run()`, for a process of its own, handles signals and may lea
 import asyncio
 import logging
 import math
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -240,7 +239,7 @@ class QueueWorker:
             embedded=store.embedded,
         )
         try:
-            await store.greet(f"pid {os.getpid()}", self._handlers)
+            await store.greet()
             await sessions.probe()
         except BaseException as error:
             with suppress(Exception):
