@@ -81,7 +81,7 @@ class Store:
         self._names = sorted(names)
         self._names_batch = as_batch(self._names)
         self._claim = claiming.claim()
-        self._endings = _statements(delete_completed=delete_completed, delete_failed=delete_failed)
+        self._endings = _ending_statements(delete_completed=delete_completed, delete_failed=delete_failed)
         self._complete_one = fencing.remove_one() if delete_completed else fencing.complete_one()
         self._delete_completed = delete_completed
         self._unschedulable: frozenset[str] = frozenset()
@@ -313,7 +313,7 @@ class Store:
             await self._transactions.write(history.prune_history(), {"before": before})
 
 
-def _statements(*, delete_completed: bool, delete_failed: bool) -> Mapping[Verdict, Executable]:
+def _ending_statements(*, delete_completed: bool, delete_failed: bool) -> Mapping[Verdict, Executable]:
     """What writes each kind of ending."""
     return {
         **dict.fromkeys(Verdict, settling.put_back()),

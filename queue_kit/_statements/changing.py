@@ -122,7 +122,7 @@ def key_holder() -> Executable:
     """The live job that holds the same unique key as this one. Parameters: `job_id`."""
     other = JOBS.alias("other")
     same_key = and_(other.c.unique_key == JOB.unique_key, is_live(other.c.status), other.c.id != JOB.id)
-    return select(other.c.id).where(JOB.id == bindparam("job_id", type_=BIGINT), same_key)
+    return select(other.c.id).where(_ONE, same_key)
 
 
 @cache
