@@ -193,7 +193,7 @@ class Store:
             settled = connection.execute(statement, parameters).first() is not None
             if settled:
                 assert claimed.cron_name is not None
-                cron.succeed(connection.execute, claimed.cron_name, completed=completed)
+                cron.store_successor(connection.execute, claimed.cron_name, completed=completed)
             return settled
 
         try:
@@ -230,7 +230,7 @@ class Store:
         """Complete a job inside its handler's transaction; the result's rowcount tells whether it was still ours."""
         result: Any = execute(self._complete_one, fencing.fence(claimed.job.id, self.worker_id, claimed.claim_no))
         if claimed.cron_name is not None and result.rowcount == 1:
-            cron.succeed(execute, claimed.cron_name, completed=True)
+            cron.store_successor(execute, claimed.cron_name, completed=True)
         return result
 
     async def was_committed(self, claimed: Claimed) -> bool | None:
