@@ -101,12 +101,8 @@ class QueueWorker:
         self._poll_interval = _positive(poll_interval, "poll_interval")
         self._lease = _positive(lease, "lease")
         self._grace = _positive(grace, "grace", zero=True)
-        timeout, tries = check_limits(handler_timeout, max_retry_count, argument="handler_timeout")
-        self._limits = Limits(
-            timeout=math.inf if timeout is None else timeout,
-            max_retry_count=1 if tries is None else tries,
-            retry_delay=exponential() if retry_delay is None else check_retry_delay(retry_delay),
-            cancel_grace=_positive(cancel_grace, "cancel_grace", zero=True),
+        self._limits = worker_limits(
+            handler_timeout, max_retry_count, retry_delay, _positive(cancel_grace, "cancel_grace", zero=True)
         )
         if not isinstance(listen, bool | AsyncEngine):
             raise ConfigurationError(f"listen is True, False or an AsyncEngine, not {type(listen).__name__}")
@@ -281,6 +277,19 @@ def check_engine(engine: object) -> None:
             "a worker runs on postgresql+asyncpg or sqlite_engine(path), "
             f"not {engine.dialect.name}+{engine.dialect.driver}"
         )
+
+
+def worker_limits(
+    handler_timeout: Seconds, max_retry_count: int, retry_delay: RetryDelay | None, cancel_grace: float
+) -> Limits:
+    """What bounds the runs of a worker, from what it was given; else a `ConfigurationError`."""
+    timeout, tries = check_limits(handler_timeout, max_retry_count, argument="handler_timeout")
+    return Limits(
+        timeout=math.inf if timeout is None else timeout,
+        max_retry_count=1 if tries is None else tries,
+        retry_delay=exponential() if retry_delay is None else check_retry_delay(retry_delay),
+        cancel_grace=cancel_grace,
+    )
 
 
 def _chosen(
