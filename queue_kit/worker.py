@@ -181,7 +181,8 @@ class QueueWorker:
     async def drain(self) -> dict[str, int]:
         """Run what is due until nothing is, then return how many runs ended in which way, by verdict.
 
-        For tests and one-off runs: retries with a delay are left, and the worker must not be started.
+        For tests and one-off runs: retries with a delay are left. Raises `ConfigurationError` for a worker that is
+        started, else as `start`.
 
         >>> async def catch_up(worker):
         ...     return (await worker.drain())["completed"]
@@ -201,7 +202,8 @@ class QueueWorker:
         """Work until SIGINT or SIGTERM, then stop gracefully; for a process of its own.
 
         A second signal leaves at once with status 128 + its number. When a handler still refuses to end after the
-        stop, the process is left with status 1, since nothing else would end it.
+        stop, the process is left with status 1, since nothing else would end it. Raises `ConfigurationError` outside of
+        the main thread and beside another `run()`, else as `start`.
         """
         await run_until_signal(
             self.start,
