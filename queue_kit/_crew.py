@@ -6,7 +6,6 @@ handler ends it.
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -61,7 +60,6 @@ class Crew:
     ) -> None:
         self.store = store
         self._sessions = sessions
-        self._names = list(handlers)
         self._observers = observers
         self._engine = engine
         self._listen = listen
@@ -272,7 +270,7 @@ class Crew:
         """Note in the worker's row that it is alive."""
         async with self._checking_in:
             asleep = self._sleep is not None and self._sleep.asleep
-            await self.store.check_in(len(self._leases.runs()), f"pid {os.getpid()}", self._names, asleep=asleep)
+            await self.store.check_in(len(self._leases.runs()), asleep=asleep)
 
     # --- what they tell each other ------------------------------------------------------------------------------------
 

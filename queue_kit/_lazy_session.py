@@ -51,7 +51,7 @@ class LazySession(AsyncSession):
         if "sync_session" in vars(self):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         if self._retired:
-            raise run_is_over() if self._refusal is None else self._refusal
+            raise run_is_over() if self._refusal is None else self._refusal.with_traceback(None)
         super().__init__(self._engine, sync_session_class=FencedSession, expire_on_commit=False)
         if self.on_made is not None:
             self.on_made(self.sync_session)

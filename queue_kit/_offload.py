@@ -17,11 +17,11 @@ import traceback
 from collections.abc import Callable, Coroutine
 from contextlib import nullcontext, suppress
 from contextvars import copy_context
-from types import SimpleNamespace
-from typing import Any, TypeAlias, TypeVar, get_type_hints
+from typing import Any, TypeAlias, TypeVar
 
 from anyio import to_process
 
+from queue_kit._payload import resolved
 from queue_kit.errors import ConfigurationError, Discard, Snooze
 from queue_kit.event import Event
 from queue_kit.job import Job
@@ -274,21 +274,6 @@ def _dressed(handler: AsyncHandler[T], fn: Callable[..., object], *, position: i
     declared = list(inspect.signature(fn).parameters.values())[position].annotation
     job_type: Any = Job
     if declared is not inspect.Parameter.empty:
-        job_type = _resolved(fn, declared) if position == 1 else Job[_resolved(fn, declared)]  # type: ignore[misc]
+        job_type = resolved(fn, declared) if position == 1 else Job[resolved(fn, declared)]  # type: ignore[misc]
     handler.__annotations__["job"] = job_type
     return handler
-
-
-def _resolved(fn: Callable[..., object], annotation: object) -> Any:
-    target: Any = inspect.unwrap(fn.func if isinstance(fn, functools.partial) else fn)
-    target = target if inspect.isroutine(target) else type(target).__call__
-    names: dict[str, Any] = {}
-    try:
-        if hasattr(target, "__globals__"):
-            names = {**target.__globals__, **inspect.getclosurevars(target).nonlocals}
-        return get_type_hints(SimpleNamespace(__annotations__={"it": annotation}), names, include_extras=True)["it"]
-    except (NameError, TypeError, SyntaxError, AttributeError) as error:
-        raise ConfigurationError(
-            f"the annotation {annotation!r} of {_name_of(fn)} cannot be resolved ({error}): "
-            "define the payload's type at module level, outside `if TYPE_CHECKING`"
-        ) from None

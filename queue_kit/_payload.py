@@ -5,6 +5,8 @@ Plain JSON passes untouched; anything else goes through pydantic, which is impor
 
 import inspect
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Protocol, get_args, get_origin, get_type_hints
 
@@ -103,7 +105,7 @@ class TypedPayload:
 def payload_of(function: Callable[..., object]) -> Payload:
     """The payload that a handler's third parameter, `Job[T]`, declares; plain `Job` or nothing means any object."""
     parameter = list(inspect.signature(function).parameters.values())[2]
-    annotation = _resolved(function, parameter.annotation)
+    annotation = resolved(function, parameter.annotation)
     if annotation not in (inspect.Parameter.empty, Any, object, Job) and get_origin(annotation) is not Job:
         raise ConfigurationError(
             f"the third parameter of {getattr(function, '__qualname__', function)!s} is the job: annotate it as "
@@ -121,20 +123,27 @@ def payload_for(type_: Any) -> Payload:
     return TypedPayload(type_)
 
 
-def _resolved(function: Callable[..., object], annotation: object) -> object:
-    if not isinstance(annotation, str):
-        return annotation
-    target: Any = inspect.unwrap(getattr(function, "func", function))
-    if not inspect.isfunction(target):
-        target = getattr(target, "__func__", None) or type(target).__call__
-    scope = {**target.__globals__, **inspect.getclosurevars(target).nonlocals}
+def resolved(function: Callable[..., object], annotation: object) -> Any:
+    """A parameter's annotation, with the names in it looked up where its function was written."""
+    target: Any = inspect.unwrap(function.func if isinstance(function, partial) else function)
+    target = target if inspect.isroutine(target) else type(target).__call__
     try:
-        return get_type_hints(SimpleNamespace(__annotations__={"job": annotation}), scope)["job"]
+        names = _seen_by(target) if hasattr(target, "__globals__") else {}
+        return get_type_hints(SimpleNamespace(__annotations__={"it": annotation}), names, include_extras=True)["it"]
     except (NameError, TypeError, SyntaxError, AttributeError) as error:
         raise ConfigurationError(
-            f"the annotation {annotation!r} of {target.__qualname__} cannot be resolved ({error}): "
-            "define the payload's type at module level, outside `if TYPE_CHECKING`"
+            f"the annotation {annotation!r} of {getattr(function, '__qualname__', repr(function))} cannot be resolved "
+            f"({error}): define the payload's type at module level, outside `if TYPE_CHECKING`"
         ) from None
+
+
+def _seen_by(function: Any) -> dict[str, Any]:
+    """The names that code in a function sees, but not those around it that have no value yet."""
+    names = dict(function.__globals__)
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with suppress(ValueError):
+            names[name] = cell.cell_contents
+    return names
 
 
 def _named(type_: Any) -> str:

@@ -225,7 +225,7 @@ class HandlerSession:
 
     def _enter(self) -> None:
         """Wait for a place at the gate, unless there is one already."""
-        self._refuse_when_killed()
+        self._refuse_when_over()
         if self._entering:  # it would wait for a place that this same session is about to get
             raise InvalidRequestError("a handler's session is used by several tasks at once; give each one of its own")
         if self._held_since is None and self._acquire():
@@ -275,7 +275,7 @@ class HandlerSession:
         self._driver = self._last_driver = self._pooled.driver_connection
         if self._killed is not None or self._retired:  # while it connected
             self._pooled.invalidate()
-            self._refuse_when_killed()
+            self._refuse_when_over()
         if not self._setting.embedded:
             self._statement_timeout = self._time_left()
             begin(
@@ -303,14 +303,14 @@ class HandlerSession:
 
         return watched
 
-    def _refuse_when_killed(self) -> None:
+    def _refuse_when_over(self) -> None:
         if self._killed is not None:
             raise self._killed.with_traceback(None)
         if self._retired:
             raise run_is_over()
 
     def _refuse_when_aborted(self, *_: Any) -> None:
-        self._refuse_when_killed()
+        self._refuse_when_over()
         if self._setting.embedded:
             self._token.raise_if_aborted()
 

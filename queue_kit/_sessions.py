@@ -44,8 +44,8 @@ class Sessions:
         Raises `ConfigurationError` when they do not.
         """
         session = self._factory()
-        try:
-            async with self._setting.gate:
+        async with self._setting.gate:
+            try:
                 connection = await session.connection()
                 level = await connection.get_isolation_level()
                 try:
@@ -69,8 +69,8 @@ class Sessions:
                 if not (driver.in_transaction if self._setting.embedded else driver.is_in_transaction()):
                     raise ConfigurationError("sessions in AUTOCOMMIT cannot be fenced; give session_factory= others")
                 self._setting.statement_timeout = await self._statement_timeout(connection)
-        finally:
-            await session.close()
+            finally:
+                await session.close()
         wanted = self._isolation or "READ COMMITTED"
         if not self._setting.embedded and level != wanted:
             self._setting.isolation = wanted

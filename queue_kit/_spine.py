@@ -169,9 +169,13 @@ class Spine:
         commit = self._spawn(attempt(), "commit", context=run.context)
         # On SQLite a cancelled statement would run on, with its lock; there the busy timeout bounds the wait.
         budget = None if self._store.embedded else settling_seconds(self._store.lease)
-        with suppress(TimeoutError):
-            async with Patience(budget):
-                await asyncio.shield(commit)
+        try:
+            with suppress(TimeoutError):
+                async with Patience(budget):
+                    await asyncio.shield(commit)
+        except asyncio.CancelledError:  # a stop is over, and the commit may still end by itself
+            commit.add_done_callback(lambda _commit: self._kill(session))  # else its place at the gate stays taken
+            raise
         if not commit.done():
             self._kill(session)
             commit.cancel()
@@ -192,7 +196,11 @@ class Spine:
 
     async def _reread(self, run: Run, session: HandlerSession, error: BaseException) -> tuple[Outcome, bool]:
         """A commit without a reply: look what became of it. An outage fails nobody; a commit over its budget does."""
-        committed = await self.persist(lambda: self._store.was_committed(run.claimed))
+        try:
+            committed = await self.persist(lambda: self._store.was_committed(run.claimed))
+        except asyncio.CancelledError:
+            self._kill(session)
+            raise
         if committed is None:
             return Outcome(Verdict.lost), True
         if committed:

@@ -78,9 +78,10 @@ class Store:
         """What makes `time.monotonic()` the database's clock, in seconds since 1970; known once our row was written."""
         self.worker_id = worker_id
         self.lease = lease
-        self._names = as_batch(sorted(names))
+        self._names = sorted(names)
+        self._names_batch = as_batch(self._names)
         self._claim = claiming.claim()
-        self._endings = _statements(delete_completed=delete_completed, delete_failed=delete_failed)
+        self._endings = _ending_statements(delete_completed=delete_completed, delete_failed=delete_failed)
         self._complete_one = fencing.remove_one() if delete_completed else fencing.complete_one()
         self._delete_completed = delete_completed
         self._unschedulable: frozenset[str] = frozenset()
@@ -121,7 +122,7 @@ class Store:
         rows = await self._transactions.write(
             self._claim,
             {
-                "names": self._names,
+                "names": self._names_batch,
                 "running_ids": as_batch(running),
                 "held_ids": as_batch(held),
                 **behind(after),
@@ -192,7 +193,7 @@ class Store:
             settled = connection.execute(statement, parameters).first() is not None
             if settled:
                 assert claimed.cron_name is not None
-                cron.succeed(connection.execute, claimed.cron_name, completed=completed)
+                cron.store_successor(connection.execute, claimed.cron_name, completed=completed)
             return settled
 
         try:
@@ -229,7 +230,7 @@ class Store:
         """Complete a job inside its handler's transaction; the result's rowcount tells whether it was still ours."""
         result: Any = execute(self._complete_one, fencing.fence(claimed.job.id, self.worker_id, claimed.claim_no))
         if claimed.cron_name is not None and result.rowcount == 1:
-            cron.succeed(execute, claimed.cron_name, completed=True)
+            cron.store_successor(execute, claimed.cron_name, completed=True)
         return result
 
     async def was_committed(self, claimed: Claimed) -> bool | None:
@@ -256,7 +257,7 @@ class Store:
 
     async def look(self, *, after: Place | None = None) -> Look:
         """What there is to do."""
-        (row,) = await self._transactions.read(claiming.look(), {"names": self._names, **behind(after)})
+        (row,) = await self._transactions.read(claiming.look(), {"names": self._names_batch, **behind(after)})
         return Look(bool(row.claimable), row.due_in, bool(row.cron_missing))
 
     async def promote(self) -> int:
@@ -274,12 +275,13 @@ class Store:
 
     # --- the worker's row ---------------------------------------------------------------------------------------------
 
-    async def greet(self, label: str, names: Iterable[str]) -> None:
+    async def greet(self) -> None:
         """Write this worker's row."""
-        row = {"id": self.worker_id, "label": label, "host": socket.gethostname(), "pid": os.getpid()}
-        self._note_clock(await self._transactions.write(workers.greet(), {**row, "names": sorted(names)}))
+        host, pid = socket.gethostname(), os.getpid()
+        row = {"id": self.worker_id, "label": f"pid {pid}", "host": host, "pid": pid, "names": self._names}
+        self._note_clock(await self._transactions.write(workers.greet(), row))
 
-    async def check_in(self, running: int, label: str, names: Iterable[str], *, asleep: bool = False) -> None:
+    async def check_in(self, running: int, *, asleep: bool) -> None:
         """Note in this worker's row that it is alive, and whether it asks to be notified; or write the row again when
         somebody deleted it."""
         asleep_for = ASLEEP_SECONDS if asleep else None
@@ -287,7 +289,7 @@ class Store:
         noted = await self._transactions.write(workers.seen(), row)
         self._note_clock(noted)
         if not noted and not await self._transactions.read(workers.worker_exists(), {"worker": self.worker_id}):
-            await self.greet(label, names)
+            await self.greet()
 
     async def depart(self) -> None:
         """Delete this worker's row."""
@@ -311,7 +313,7 @@ class Store:
             await self._transactions.write(history.prune_history(), {"before": before})
 
 
-def _statements(*, delete_completed: bool, delete_failed: bool) -> Mapping[Verdict, Executable]:
+def _ending_statements(*, delete_completed: bool, delete_failed: bool) -> Mapping[Verdict, Executable]:
     """What writes each kind of ending."""
     return {
         **dict.fromkeys(Verdict, settling.put_back()),

@@ -8,6 +8,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Executable, Row
@@ -114,7 +115,9 @@ class Transactions:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            await asyncio.wait({task})
+            while not task.done():
+                with suppress(asyncio.CancelledError):  # however often
+                    await asyncio.wait({task})
             if not task.cancelled():
                 task.exception()  # nobody asks for it any more, and asyncio would report that
             raise

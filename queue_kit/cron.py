@@ -1,7 +1,7 @@
 """Recurring jobs. A definition in `queue_kit_cron` is the truth; its occurrences are ordinary jobs, one live at a time.
 
 `register_cron_jobs` reconciles definitions with a list in one transaction. The next occurrence is stored by whoever
-settles the last one (`succeed`), and by the sweep where none is live (`mend`).
+settles the last one (`store_successor`), and by the sweep where none is live (`mend`).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -155,7 +155,7 @@ def _refresh(execute: Any, job: CronJob, before: Row[Any], occurrence: Row[Any],
     execute(update(JOBS).where(JOB.id == occurrence.id).values(**values))
 
 
-def succeed(execute: Execute, cron_name: str, *, completed: bool) -> None:
+def store_successor(execute: Execute, cron_name: str, *, completed: bool) -> None:
     """Store the occurrence after one that ended, from the definition as it stands now.
 
     A definition that is gone, that somebody else has locked, or that cannot be scheduled gets none here; the sweep

@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from queue_kit import cron
 from queue_kit._database import Database
-from queue_kit._reach import check_words, notify, session_on
+from queue_kit._reach import check_words, is_name, notify, session_on
 from queue_kit._statements import recurring
 from queue_kit._wakeup import JOB_CHANNEL
 from queue_kit.errors import CronJobNotFound
@@ -108,7 +108,7 @@ async def run_cron_job(db: Database, name: str) -> int:
 
 async def _locked(session: AsyncSession, name: str) -> Any:
     """The entry, locked. What settles an occurrence meanwhile leaves the next one to the sweep."""
-    entry = (await session.execute(recurring.lock_cron_entry(), {"entry": name})).first()
+    entry = (await session.execute(recurring.lock_cron_entry(), {"entry": name})).first() if is_name(name) else None
     if entry is None:
         raise CronJobNotFound(name)
     return entry

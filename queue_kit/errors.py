@@ -17,7 +17,7 @@ parses a message.
     │   ├── LeaseLost               another worker may run it now
     │   ├── ShuttingDown            the worker stops; the job goes back to the queue
     │   └── Cancelled               somebody asked for it
-    └── HandlerVerdict                  raised by a handler to say how its run ends
+    └── HandlerVerdict              raised by a handler to say how its run ends
         ├── Snooze                  run again later, nothing counted
         └── Discard                 failed now, no further tries
 """

@@ -141,7 +141,6 @@ class Handlers(Mapping[str, Handler[Any]]):
 
         Raises `ConfigurationError` for a name that is taken and a function that could not run.
         """
-
         if callable(name):
             raise ConfigurationError('a handler has a name: write @jobs.handler("email.send") above the function')
         _check_name(name)

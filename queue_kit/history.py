@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from queue_kit._database import Database
 from queue_kit._history import KEPT_DAYS, MINUTE, SPREAD
-from queue_kit._reach import check_words, session_on
+from queue_kit._reach import check_words, is_name, session_on
 from queue_kit._statements import database, history
 from queue_kit.job import Seconds, Verdict, in_seconds
 
@@ -80,7 +80,7 @@ async def throughput(
         end = await _last_end(session)
         first = end - count * width
         span = {"since": _at(first), "until": _at(end), "of_name": name}
-        rows = (await session.execute(history.history(), span)).all()
+        rows = (await session.execute(history.history(), span)).all() if name is None or is_name(name) else []
     buckets: list[list[Row[Any]]] = [[] for _ in range(count)]
     for row in rows:
         buckets[(int(row.minute.timestamp() // MINUTE) - first) // width].append(row)

@@ -1,5 +1,5 @@
-"""Observers of the queue. A hook is an object with any of four methods, each given one frozen record; what a hook
-raises is logged and swallowed, so watching never harms a job.
+"""Observers of the queue. A hook is an object with any of five methods, each given one frozen value; what a hook raises
+is logged and swallowed, so watching never harms a job.
 
 `QueueWorker(hooks=...)` is heard for one worker; `install_hooks` for the whole process, also by enqueue.
 """
@@ -28,7 +28,8 @@ class _Installed:
 
 
 _installed: list[_Installed] = []
-_METHODS = ("on_enqueue", "on_enqueued", "on_started", "on_settled", "on_worker_state")
+_OF_WORKERS = ("on_started", "on_settled", "on_worker_state")
+_METHODS = ("on_enqueue", "on_enqueued", *_OF_WORKERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ def install_hooks(*hooks: object) -> Callable[[], None]:
     >>> uninstall = install_hooks(Counter())
     >>> uninstall()
     """
-    check_hooks(hooks)
+    _check_hooks(hooks, _METHODS)
     installed = [_Installed(hook) for hook in hooks]
     _installed.extend(installed)
 
@@ -97,15 +98,19 @@ def install_hooks(*hooks: object) -> Callable[[], None]:
     return uninstall
 
 
-def check_hooks(hooks: Iterable[object]) -> None:
-    """Refuse, with a `ConfigurationError`, what would never hear anything."""
+def _check_hooks(hooks: Iterable[object], heard: Sequence[str]) -> None:
+    """Refuse, with a `ConfigurationError`, what would never hear anything: it has none of the methods `heard` here."""
     for hook in hooks:
-        found = [listener for method in _METHODS if (listener := _listener(hook, method)) is not None]
+        found = {method: listener for method in _METHODS if (listener := _listener(hook, method)) is not None}
         if not found:
             raise ConfigurationError(f"a hook has any of the methods {', '.join(_METHODS)}; {hook!r} has none")
+        if found.keys().isdisjoint(heard):
+            raise ConfigurationError(
+                f"a worker tells its hooks nothing of enqueue, and {hook!r} hears nothing else: use install_hooks"
+            )
         if isinstance(hook, type):
             raise ConfigurationError(f"a hook is an object: give an instance, {hook.__name__}(...)")
-        if any(map(inspect.iscoroutinefunction, found)):
+        if any(map(inspect.iscoroutinefunction, found.values())):
             raise ConfigurationError(f"the methods of a hook are ordinary functions, but {hook!r} has an async one")
 
 
@@ -134,7 +139,7 @@ class Observers:
     """The hooks of one worker, and those installed for the process."""
 
     def __init__(self, hooks: Sequence[object]) -> None:
-        check_hooks(hooks)
+        _check_hooks(hooks, _OF_WORKERS)
         self._hooks = tuple(hooks)
 
     def __bool__(self) -> bool:

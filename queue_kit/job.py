@@ -1,7 +1,8 @@
-"""The values of the queue: what is enqueued (`NewJob`), what a handler receives (`Job`), what a run leaves (`Outcome`).
+"""The values of the queue: what is enqueued (`NewJob`), what a worker holds (`Claimed`), what its handler receives
+(`Job`), what a run leaves (`Outcome`).
 
-All are frozen and know no database. `NewJob` checks itself, so every way into the table passes the same rules; the
-checks stand here one by one because `models.JobRow` applies them to single columns as well.
+They know no database, and nobody changes one once it is made. `NewJob` checks itself, so every way into the table
+passes the same rules; the checks stand here one by one because `models.JobRow` applies them to single columns as well.
 """
 
 import json

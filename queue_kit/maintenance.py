@@ -25,8 +25,9 @@ def job_queue_cleanup(
 ) -> HandlerFunction[dict[str, Any]]:
     """A handler that deletes complete jobs older than `queue_history_in_days`, in batches, each committed by itself.
 
-    `failed_history_in_days` keeps failed jobs longer (or shorter). Register it as `queue_kit.queue.cleanup`, with the
-    cron line `0 1 * * *`. Raises `ConfigurationError` for a negative number of days.
+    `failed_history_in_days` keeps failed jobs longer (or shorter). Rows of workers that were not seen for a day go as
+    well. Register it as `queue_kit.queue.cleanup`, with the cron line `0 1 * * *`. Raises `ConfigurationError` for a
+    negative number of days.
 
     >>> cleanup = job_queue_cleanup(queue_history_in_days=14)
     """

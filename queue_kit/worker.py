@@ -7,7 +7,6 @@ its process. Only `run()`, for a process of its own, handles signals and may lea
 import asyncio
 import logging
 import math
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -102,12 +101,8 @@ class QueueWorker:
         self._poll_interval = _positive(poll_interval, "poll_interval")
         self._lease = _positive(lease, "lease")
         self._grace = _positive(grace, "grace", zero=True)
-        timeout, tries = check_limits(handler_timeout, max_retry_count, argument="handler_timeout")
-        self._limits = Limits(
-            timeout=math.inf if timeout is None else timeout,
-            max_retry_count=1 if tries is None else tries,
-            retry_delay=exponential() if retry_delay is None else check_retry_delay(retry_delay),
-            cancel_grace=_positive(cancel_grace, "cancel_grace", zero=True),
+        self._limits = worker_limits(
+            handler_timeout, max_retry_count, retry_delay, _positive(cancel_grace, "cancel_grace", zero=True)
         )
         if not isinstance(listen, bool | AsyncEngine):
             raise ConfigurationError(f"listen is True, False or an AsyncEngine, not {type(listen).__name__}")
@@ -163,9 +158,12 @@ class QueueWorker:
             crew, self._crew = self._crew, None
             if crew is not None:
                 crew.close()
-                # A task of its own: a caller that is cancelled must not leave the worker half stopped.
-                self._ending = asyncio.create_task(crew.end(grace), name="queue_kit: stop")
+                self._end(crew, grace)
             return await self._ended()
+
+    def _end(self, crew: Crew, grace: float) -> None:
+        """In a task of its own: a caller that is cancelled must not leave the worker half stopped."""
+        self._ending = asyncio.create_task(crew.end(grace), name="queue_kit: stop")
 
     async def _ended(self) -> bool:
         """Wait for a stop that is under way; whether every handler has ended."""
@@ -183,25 +181,29 @@ class QueueWorker:
     async def drain(self) -> dict[str, int]:
         """Run what is due until nothing is, then return how many runs ended in which way, by verdict.
 
-        For tests and one-off runs: retries with a delay are left, and the worker must not be started.
+        For tests and one-off runs: retries with a delay are left. Raises `ConfigurationError` for a worker that is
+        started, else as `start`.
 
         >>> async def catch_up(worker):
         ...     return (await worker.drain())["completed"]
         """
         if self._crew is not None:
             raise ConfigurationError("drain() is for a worker that is not started; stop it first")
+        await self._ended()
         crew = await self._assemble(listen=False)
         try:
             await crew.drain()
         finally:
-            await crew.end(self._grace)
+            self._end(crew, self._grace)
+            await self._ended()
         return {verdict.value: crew.spine.counts[verdict] for verdict in Verdict}
 
     async def run(self) -> None:
         """Work until SIGINT or SIGTERM, then stop gracefully; for a process of its own.
 
         A second signal leaves at once with status 128 + its number. When a handler still refuses to end after the
-        stop, the process is left with status 1, since nothing else would end it.
+        stop, the process is left with status 1, since nothing else would end it. Raises `ConfigurationError` outside of
+        the main thread and beside another `run()`, else as `start`.
         """
         await run_until_signal(
             self.start,
@@ -235,7 +237,7 @@ class QueueWorker:
             embedded=store.embedded,
         )
         try:
-            await store.greet(f"pid {os.getpid()}", self._handlers)
+            await store.greet()
             await sessions.probe()
         except BaseException as error:
             with suppress(Exception):
@@ -277,6 +279,19 @@ def check_engine(engine: object) -> None:
             "a worker runs on postgresql+asyncpg or sqlite_engine(path), "
             f"not {engine.dialect.name}+{engine.dialect.driver}"
         )
+
+
+def worker_limits(
+    handler_timeout: Seconds, max_retry_count: int, retry_delay: RetryDelay | None, cancel_grace: float
+) -> Limits:
+    """What bounds the runs of a worker, from what it was given; else a `ConfigurationError`."""
+    timeout, tries = check_limits(handler_timeout, max_retry_count, argument="handler_timeout")
+    return Limits(
+        timeout=math.inf if timeout is None else timeout,
+        max_retry_count=1 if tries is None else tries,
+        retry_delay=exponential() if retry_delay is None else check_retry_delay(retry_delay),
+        cancel_grace=cancel_grace,
+    )
 
 
 def _chosen(

@@ -90,7 +90,7 @@ def _retry(chosen: ColumnElement[bool]) -> Executable:
     other = JOBS.alias("other")
     live = is_live(other.c.status)
     key_taken = exists(select(other.c.id).where(other.c.unique_key == JOB.unique_key, live))
-    succeeded = exists(select(other.c.id).where(other.c.cron_name == JOB.cron_name, live))
+    has_successor = exists(select(other.c.id).where(other.c.cron_name == JOB.cron_name, live))
     return (
         update(JOBS)
         .where(chosen, JOB.status.in_((FAILED, CANCELLED)), not_(key_taken))
@@ -103,7 +103,7 @@ def _retry(chosen: ColumnElement[bool]) -> Executable:
             retry_count=0,
             lost=0,
             cancel_requested=False,
-            cron_name=case((succeeded, null()), else_=JOB.cron_name),
+            cron_name=case((has_successor, null()), else_=JOB.cron_name),
         )
         .returning(JOB.id)
     )
@@ -122,7 +122,7 @@ def key_holder() -> Executable:
     """The live job that holds the same unique key as this one. Parameters: `job_id`."""
     other = JOBS.alias("other")
     same_key = and_(other.c.unique_key == JOB.unique_key, is_live(other.c.status), other.c.id != JOB.id)
-    return select(other.c.id).where(JOB.id == bindparam("job_id", type_=BIGINT), same_key)
+    return select(other.c.id).where(_ONE, same_key)
 
 
 @cache

@@ -97,11 +97,11 @@ def failed_of_name() -> Executable:
     return _failures(and_(IS_FAILED, JOB.name == text_parameter("of_name")), JOB.id.desc())
 
 
-def _failures(chosen: ColumnElement[bool], newest_first: ColumnElement[Any]) -> Executable:
+def _failures(chosen: ColumnElement[bool], order: ColumnElement[Any]) -> Executable:
     lately = (
         select(JOB.id, JOB.name, JOB.updated_at, last_element(JOB.errors).label("error"))
         .where(chosen)
-        .order_by(newest_first)
+        .order_by(order)
         .limit(bindparam("limit", type_=Integer()))
         .subquery("lately")
         .c

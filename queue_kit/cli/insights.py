@@ -15,7 +15,7 @@ from sqlalchemy import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from queue_kit.cli.database import ANSWER, database_option, engine_for, masked, on_database, reach, words
-from queue_kit.cli.output import MAX_CELL, amount, cut, json_option, plain, print_json, shown, span, table
+from queue_kit.cli.output import MAX_CELL, amount, cut, duration, json_option, plain, print_json, shown, table
 from queue_kit.fleet import alive
 from queue_kit.history import ThroughputPoint, throughput_by_name
 from queue_kit.operate import Insights, NameInsights, queue_insights
@@ -143,7 +143,7 @@ def _lines(overview: _Overview | str, width: int | None = None) -> list[str]:
         f"{total.pending:,} due, {total.scheduled:,} scheduled, {total.running:,} running, {total.failed:,} failed",
         "nothing waits"
         if total.oldest_due_seconds is None
-        else f"the first due one waits for {span(total.oldest_due_seconds)}",
+        else f"the first due one waits for {duration(total.oldest_due_seconds)}",
         _RATES.format(**rates),
         f"{amount(overview.workers, 'worker')} alive",
     ]
@@ -169,9 +169,9 @@ def _figures(overview: _Overview, name: str) -> tuple[object, ...]:
         counts.scheduled,
         counts.running,
         counts.failed,
-        span(counts.oldest_due_seconds),
+        duration(counts.oldest_due_seconds),
         *(f"{rate:.1f}" for rate in overview.rates(name).values()),
-        span(None if point is None else point.mean_run),
+        duration(None if point is None else point.mean_run),
     )
 
 

@@ -101,7 +101,7 @@ def moment(instant: datetime) -> str:
         return str(instant)
 
 
-def span(seconds: float | None) -> str:
+def duration(seconds: float | None) -> str:
     """A span of time, in the unit that suits it."""
     if seconds is None:
         return "-"

@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 
 from queue_kit._timings import TimedSpan, Timings
-from queue_kit.cli.output import cut, shown
-from queue_kit.cli.output import span as coarse
+from queue_kit.cli.output import cut, duration, shown
 
 WIDEST = 44
 """Columns of a name with its place in the tree."""
@@ -17,8 +16,8 @@ def took(timings: Timings) -> str:
     """How long it ran."""
     if timings.seconds is None:
         return "its handler did not run" if timings.is_known else "without a time: an older version wrote it"
-    told = "" if timings.aborted is None else f", told to end after {_span(timings.aborted)}"
-    return f"ran {_span(timings.seconds)}{told}"
+    told = "" if timings.aborted is None else f", told to end after {_precise(timings.aborted)}"
+    return f"ran {_precise(timings.seconds)}{told}"
 
 
 def span_lines(timings: Timings) -> Iterator[str]:
@@ -28,7 +27,7 @@ def span_lines(timings: Timings) -> Iterator[str]:
     names = [cut("  " * each.depth + shown(each.name), WIDEST) for each in timings.spans]
     width = max(map(len, names), default=0)
     for name, each in zip(names, timings.spans, strict=True):
-        seconds = "did not end" if each.seconds is None else _span(each.seconds)
+        seconds = "did not end" if each.seconds is None else _precise(each.seconds)
         told = "" if each.aborted is None else "  told to end"
         yield f"{name:<{width}}  {seconds:>11}  |{_bar(each, timings.whole)}|{told}"
 
@@ -42,5 +41,5 @@ def _bar(each: TimedSpan, whole: float) -> str:
     return (" " * first + "#" * (last - first)).ljust(BAR)
 
 
-def _span(seconds: float) -> str:
-    return f"{seconds:.2f} s" if 0.1 <= seconds < 60 else coarse(seconds)
+def _precise(seconds: float) -> str:
+    return f"{seconds:.2f} s" if 0.1 <= seconds < 60 else duration(seconds)

@@ -4,7 +4,7 @@ import click
 from sqlalchemy import URL
 
 from queue_kit.cli.database import ANSWER, database_option, on_database
-from queue_kit.cli.output import json_option, print_json, print_table, span
+from queue_kit.cli.output import duration, json_option, print_json, print_table
 from queue_kit.fleet import list_workers
 
 
@@ -37,7 +37,7 @@ def workers(url: URL, as_json: bool) -> None:
                 each.pid,
                 each.running,
                 len(each.jobs),
-                span(each.seen_seconds_ago),
+                duration(each.seen_seconds_ago),
                 each.started_at,
                 ", ".join(each.names),
             )

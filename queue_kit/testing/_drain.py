@@ -3,7 +3,6 @@ sessions that have joined the caller's connection. What would take a second conn
 """
 
 import asyncio
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from queue_kit import migrate
-from queue_kit._handler import Handler, HandlerFunction, check_limits
+from queue_kit._handler import Handler, HandlerFunction
 from queue_kit._leases import Leases
 from queue_kit._link import Link
 from queue_kit._pace import Pace
@@ -23,10 +22,10 @@ from queue_kit.errors import ConfigurationError
 from queue_kit.handlers import Handlers, as_handlers
 from queue_kit.hooks import Observers
 from queue_kit.job import Claimed, Seconds, Verdict
-from queue_kit.retry import RetryDelay, check_retry_delay, exponential
+from queue_kit.retry import RetryDelay
 from queue_kit.testing._handler import CANCEL_GRACE, refuses_to_end
 from queue_kit.testing._transaction import LEASE, Transaction, joined, joined_store
-from queue_kit.worker import check_engine
+from queue_kit.worker import check_engine, worker_limits
 
 
 async def drain(
@@ -60,13 +59,7 @@ async def drain(
     connection = await joined(db, "drain")
     check_engine(connection.engine)
     handlers = as_handlers(jobs)
-    timeout, tries = check_limits(handler_timeout, max_retry_count, argument="handler_timeout")
-    limits = Limits(
-        timeout=math.inf if timeout is None else timeout,
-        max_retry_count=1 if tries is None else tries,
-        retry_delay=exponential() if retry_delay is None else check_retry_delay(retry_delay),
-        cancel_grace=CANCEL_GRACE,
-    )
+    limits = worker_limits(handler_timeout, max_retry_count, retry_delay, CANCEL_GRACE)
     if not isinstance(max_runs, int) or isinstance(max_runs, bool) or max_runs < 1:
         raise ConfigurationError(f"max_runs is a number of jobs, at least 1, not {max_runs!r}")
     observers = Observers(hooks)

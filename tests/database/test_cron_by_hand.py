@@ -242,9 +242,10 @@ async def test_many_who_run_it_at_once_run_it_once(engine, tick):
 
 async def test_an_entry_that_nobody_registered_is_named(engine):
     for change_entry in (pause_cron_job, resume_cron_job, run_cron_job):
-        with pytest.raises(CronJobNotFound, match="there is no cron job named 'nobody'") as caught:
-            await change_entry(engine, "nobody")
-        assert caught.value.name == "nobody"
+        for nobody in ("nobody", "", "\x00", "\udc80"):
+            with pytest.raises(CronJobNotFound, match="there is no cron job named '") as caught:
+                await change_entry(engine, nobody)
+            assert caught.value.name == nobody
         with pytest.raises(TypeError, match="name must be text"):
             await change_entry(engine, 7)
 

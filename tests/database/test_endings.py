@@ -5,6 +5,7 @@ import contextlib
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from queue_kit import JobState, NewJob, QueueWorker, add_job, add_jobs
 from tests.database.running import lapse, raw
@@ -71,6 +72,31 @@ async def test_a_commit_that_waits_too_long_for_its_locked_row_is_a_failed_try(p
     assert (row.state, row.errors[0]["class"]) == (JobState.failed, "TimeoutError")
     assert "is its row locked?" in row.errors[0]["message"]
     assert await effects(pg_engine) == []
+
+
+async def test_a_commit_that_is_under_way_when_a_stop_is_over_keeps_no_connection_from_the_next_worker(pg_engine):
+    await make_effects(pg_engine)
+    engine = create_async_engine(pg_engine.url, pool_size=3, max_overflow=0)  # of which handlers have one
+    locked, hook = asyncio.Event(), Recorder()
+
+    async def write(event, session, job):
+        await session.execute(ADD_EFFECT, {"job_id": job.id})
+        await locked.wait()
+
+    job_id = await add_job(engine, "write")
+    first = QueueWorker(engine, {"write": write}, grace=0.1, cancel_grace=0.1, hooks=[hook])
+    await first.start()
+    await until(lambda: hook.started)
+    async with pg_engine.begin() as other:
+        await other.execute(text("SELECT 1 FROM queue_kit_job WHERE id = :id FOR UPDATE"), {"id": job_id})
+        locked.set()
+        await until(committing)
+        await first.stop()
+        await until(lambda: not committing())
+    next_id = await add_job(engine, "write")
+    assert (await QueueWorker(engine, {"write": write}, handler_timeout=5).drain())["completed"] == 1
+    assert await effects(engine) == [next_id]
+    await engine.dispose()
 
 
 async def test_a_busy_worker_lets_its_jobs_end_for_a_suspect_that_waits_longer_than_a_lease(engine):

@@ -3,7 +3,7 @@
 import functools
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -24,6 +24,7 @@ from queue_kit import (
     QueueWorker,
     add_job,
     add_jobs,
+    in_thread,
     register_cron_jobs,
 )
 from tests.database.clock import database_now, far, make_due, rows
@@ -168,6 +169,43 @@ async def takes_unknown(event, session, job: "Job[Unknown]"): ...
 def test_a_payload_type_that_cannot_be_read_is_refused(jobs, function, problem):
     with pytest.raises(ConfigurationError, match=problem):
         jobs.add("a", function)
+
+
+async def takes_positive_text(event, session, job: "Job[Annotated[int, Field(gt=0)]]"): ...
+async def takes_quoted(event, session, job: Job["Quoted"]): ...
+
+
+@dataclass
+class Quoted:
+    total: Annotated[int, Field(gt=0)]
+
+
+@pytest.mark.parametrize(
+    ("function", "right", "wrong"), [(takes_positive_text, 1, -1), (takes_quoted, Quoted(1), Quoted(-1))]
+)
+def test_a_payload_type_that_is_written_as_text_is_read_whole(jobs, function, right, wrong):
+    handler = jobs.add("a", function)
+    assert handler.payload.decode(handler.new(right).payload) == right
+    with pytest.raises(InvalidJob, match="greater than 0"):
+        handler.new(wrong)
+
+
+def test_a_payload_type_is_read_though_its_function_uses_what_is_made_later(jobs):
+    @dataclass
+    class Local:
+        size: int
+
+    async def work(event, session, job: "Job[Local]"):
+        assert Local
+        await later()
+
+    def wait(event, job: "Job[Local]"):
+        assert Local
+        later()
+
+    for name, function in (("work", work), ("wait", in_thread(wait))):
+        assert jobs.add(name, function).payload.decode({"size": 3}) == Local(3)
+    later = None
 
 
 def test_include_takes_over_all_handlers_of_a_module(jobs):

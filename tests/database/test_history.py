@@ -238,6 +238,12 @@ async def test_other_times_are_refused(engine, last):
         await throughput(engine, last=last)
 
 
+@pytest.mark.parametrize("name", ["", "a\x00", "\udc80", "n" * 10_000])
+async def test_a_name_that_no_job_can_have_has_run_nothing(engine, name):
+    points = await throughput(engine, name=name)
+    assert (len(points), sum(point.runs for point in points)) == (60, 0)
+
+
 async def test_what_is_no_name_and_no_database_is_refused(engine):
     with pytest.raises(TypeError, match="name must be text"):
         await throughput(engine, name=7)

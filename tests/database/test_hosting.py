@@ -176,6 +176,24 @@ async def test_a_cancelled_drain_stops_what_it_started(engine):
     assert await worker_rows(engine) == []
 
 
+async def test_a_drain_that_is_cancelled_again_while_it_stops_comes_to_its_end(engine):
+    hook, gate = Recorder(), Gate()
+    before = asyncio.all_tasks()
+    await add_job(engine, "work")
+    worker = QueueWorker(engine, {"work": gate.__call__}, grace=0.5, hooks=[hook])
+    draining = asyncio.create_task(worker.drain())
+    await until(lambda: gate.running)
+    draining.cancel()
+    await until(lambda: "stopping" in hook.states)
+    draining.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await draining
+    await worker.stop()
+    assert hook.states[-1] == "stopped"
+    assert asyncio.all_tasks() == before
+    assert await worker_rows(engine) == []
+
+
 # --- the host ---------------------------------------------------------------------------------------------------------
 
 

@@ -194,6 +194,26 @@ async def test_n5_a_completion_whose_commit_has_no_reply_is_read_again(away, pg_
     assert (row.state, row.retry_count) == (JobState.completed, 0)
 
 
+async def test_a_stop_while_a_commit_has_no_reply_keeps_no_connection_from_the_next_worker(pg_engine):
+    await make_effects(pg_engine)
+    first_id = await add_job(pg_engine, "write")
+    async with through_proxy(pg_engine, pool_size=3, max_overflow=0) as (proxy, engine):  # handlers have one of these
+
+        async def write(event, session, job):
+            await note_effect(event, session, job)
+            if job.id == first_id:
+                proxy.down_at(b"COMMIT", delivered=True)
+
+        worker = QueueWorker(engine, {"write": write}, handler_timeout=5, grace=0.1, cancel_grace=0.1, **QUICK)
+        await worker.start()
+        await proxy.tripped.wait()
+        await worker.stop()
+        proxy.up()
+        next_id = await add_job(pg_engine, "write")
+        assert (await worker.drain())["completed"] == 1
+    assert await effects(pg_engine) == [first_id, next_id]
+
+
 @pytest.mark.parametrize("delivered", [True, False])
 @pytest.mark.parametrize("keep", [True, False])
 async def test_n5_a_batch_of_endings_that_has_no_reply_is_written_once(away, pg_engine, delivered, keep):

@@ -24,6 +24,7 @@ from queue_kit import (
     get_job,
     sqlite_engine,
 )
+from queue_kit._gate import gate_for
 from tests.database.running import steal
 from tests.support import ADD_EFFECT, Recorder, count_jobs, effects, make_effects, row_of, until
 
@@ -262,6 +263,20 @@ async def test_sessions_come_from_the_factory(engine, jobs):
     await QueueWorker(engine, jobs, session_factory=lambda: Mine(engine)).drain()
     assert seen == [Mine]
     assert await effects(engine) == [job_id]
+
+
+async def test_the_session_that_a_start_looks_through_is_closed_before_others_have_its_turn(engine, jobs):
+    """Or their transactions would wait for SQLite's lock, by its busy timeout, instead of at the gate."""
+    gate, _ = gate_for(engine.sync_engine, parallel_count=1)
+    places, closed_with = gate._value, []
+
+    class Mine(AsyncSession):
+        async def close(self):
+            await super().close()
+            closed_with.append(gate._value)
+
+    async with QueueWorker(engine, jobs, session_factory=lambda: Mine(engine)):
+        assert closed_with == [places - 1]
 
 
 async def test_a_factory_on_another_database_is_refused_at_start(engine, jobs, tmp_path: Path):

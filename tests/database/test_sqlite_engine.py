@@ -180,6 +180,28 @@ async def test_a_cancelled_statement_that_fails_is_not_reported_by_anybody(sqlit
     assert reported == []
 
 
+async def test_a_transaction_that_is_cancelled_again_and_again_keeps_its_turn_to_its_end(sqlite_path):
+    engine = sqlite_engine(sqlite_path, busy_timeout=10.0)
+    gate, tasks = asyncio.Semaphore(1), asyncio.all_tasks()
+    transactions = Transactions(engine, gate=gate, lease=30.0)
+    other = sqlite3.connect(sqlite_path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    writing = asyncio.create_task(transactions.write(text("DELETE FROM queue_kit_worker"), {}))
+    for _ in range(3):
+        await asyncio.sleep(0.05)
+        writing.cancel()
+    await asyncio.sleep(0.05)
+    assert gate.locked()
+    other.execute("COMMIT")
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    assert not gate.locked()
+    assert asyncio.all_tasks() == tasks
+    other.close()
+    await transactions.dispose()
+    await engine.dispose()
+
+
 @pytest.mark.parametrize("jobs", [1, 1_000])
 @pytest.mark.parametrize("answers", range(1, 6))
 async def test_a_cancelled_transaction_leaves_no_lock_though_its_traceback_lives(

@@ -116,6 +116,16 @@ def test_what_would_never_hear_anything_is_refused(hook):
             take(hook)
 
 
+def test_a_hook_of_enqueue_alone_is_refused_by_a_worker_which_would_never_tell_it_anything(install):
+    class OfEnqueue:
+        def on_enqueue(self, new_job): ...
+        def on_enqueued(self, record): ...
+
+    install(OfEnqueue())
+    with pytest.raises(ConfigurationError, match="install_hooks"):
+        Observers([OfEnqueue()])
+
+
 class BrokenHook:
     def on_started(self, record):
         raise ValueError("broken")
