@@ -75,6 +75,7 @@ async def add_job(
     ...     await add_job(session, "email.send", {"to": "a@b.c"}, delay=60)
     ...     await session.commit()
     """
+    check_database(db)  # before the job: a forgotten db has the name in its place
     job = NewJob(name, data, priority, scheduled_at, delay, handler_timeout, max_retry_count, unique_key)
     (job_id,) = await add_jobs(db, [job])
     return job_id
