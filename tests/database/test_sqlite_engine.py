@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import itertools
+import re
 import sqlite3
 import sys
 from pathlib import Path
@@ -133,6 +134,23 @@ def test_another_url_is_refused_and_not_quoted(url):
     with pytest.raises(ConfigurationError) as caught:
         engine_from_url(url)
     assert "cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "mend"),
+    [
+        (
+            "postgresql+psycopg2://host/name",
+            "on postgresql through asyncpg, not on postgresql+psycopg2: write postgresql:",
+        ),
+        ("postgres+psycopg://host/name", "on postgres through asyncpg, not on postgres+psycopg: write postgres:"),
+        ("sqlite+pysqlite:///app.db", "on sqlite through aiosqlite, not on sqlite+pysqlite: write sqlite:"),
+        ("mysql+asyncmy://host/name", "on postgresql and sqlite, not on mysql+asyncmy"),
+    ],
+)
+def test_of_another_driver_is_said_which_one_it_is_and_what_to_write(url, mend):
+    with pytest.raises(ConfigurationError, match=re.escape(f"the queue runs {mend}")):
+        engine_from_url(url)
 
 
 def test_an_unknown_setting_is_refused(tmp_path):
