@@ -537,6 +537,12 @@ async def test_enqueued_finds_by_name_and_data(session: AsyncSession) -> None:
         await assert_enqueued(session, ids)  # type: ignore[call-overload]
 
 
+async def test_of_an_empty_queue_the_transaction_is_asked_for(session: AsyncSession) -> None:
+    await cancel_job(session, await add_job(session, "email.send"))
+    with pytest.raises(AssertionError, match=r"'email\.send', nor any other: was what .* in this same transaction\?$"):
+        await assert_enqueued(session, "email.send")
+
+
 async def test_a_long_queue_is_read_whole_and_shown_in_part(connection: AsyncConnection) -> None:
     for _ in range(2):
         await connection.execute(
