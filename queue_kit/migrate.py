@@ -114,6 +114,8 @@ async def check_schema(connection: AsyncConnection, extra: str | None = None) ->
     ...     async with engine.connect() as connection:
     ...         await check_schema(connection)
     """
+    if not isinstance(connection, AsyncConnection):
+        raise TypeError(f"connection must be an AsyncConnection, not {type(connection).__name__}")
     if extra is not None:
         await _check_extra(connection, _part(extra))
         return
@@ -149,11 +151,17 @@ async def schema_version(engine: AsyncEngine, extra: str | None = None) -> int |
     >>> async def show(engine):
     ...     print(await schema_version(engine), await schema_version(engine, "files"))
     """
+    _check_engine(engine)
     async with engine.connect() as connection:
         if extra is not None:
             return await connection.run_sync(_part(extra).current) or None
         found = await connection.run_sync(_schema)
     return None if found is None else found[0]
+
+
+def _check_engine(engine: object) -> None:
+    if not isinstance(engine, AsyncEngine):
+        raise TypeError(f"engine must be an AsyncEngine, not {type(engine).__name__}")
 
 
 def _schema(connection: Connection) -> tuple[int, int] | None:
@@ -174,6 +182,7 @@ async def upgrade(engine: AsyncEngine, extras: Iterable[str] = ()) -> None:
     >>> async def deploy(engine):
     ...     await upgrade(engine, extras=["files"])
     """
+    _check_engine(engine)
     names = [extras] if isinstance(extras, str) else sorted(set(extras))
     for part in [_part(None), *map(_part, names)]:
         async with engine.connect() as connection:
@@ -191,6 +200,7 @@ async def downgrade(engine: AsyncEngine, to: int = 0, *, extra: str | None = Non
     >>> async def remove(engine):
     ...     await downgrade(engine)
     """
+    _check_engine(engine)
     part = _part(extra)
     part.check(to, "to")
     await _migrate(engine, part, to, down=True)
