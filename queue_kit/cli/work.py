@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -58,16 +59,18 @@ def work(
         "parallel_count": parallel_count,
     }
     options = {name: value for name, value in options.items() if value is not None}
+    # In the environment the URL may be for other commands, or for the module itself.
+    typed = click.get_current_context().get_parameter_source("url") is ParameterSource.COMMANDLINE
 
     async def run() -> None:
         made = await _called(found, target) if callable(found) else found
         log_to_stderr()
         try:
-            if isinstance(made, QueueWorker) and not options:
+            if isinstance(made, QueueWorker) and not options and not typed:
                 await _work(made, drain=drain)
             elif isinstance(made, QueueWorker):
                 raise click.UsageError(
-                    "--include, --exclude and --parallel-count are for Handlers, not for a QueueWorker"
+                    "--database-url, --include, --exclude and --parallel-count are for Handlers, not for a QueueWorker"
                 )
             elif not isinstance(made, Handlers):
                 raise click.UsageError(f"{target} gives {_kind(made)}, not a QueueWorker or Handlers")

@@ -250,6 +250,23 @@ def test_work_with_a_bad_target_is_wrong_usage(app, target, problem):
 
 
 @pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--database-url", "sqlite:///nowhere.db"),
+        ("--include", "hello"),
+        ("--exclude", "hello"),
+        ("--parallel-count", "2"),
+    ],
+)
+@pytest.mark.parametrize("attribute", ["worker", "make_async"])
+def test_what_a_worker_has_already_is_no_option_of_work(app, attribute, option, value):
+    result = invoke("work", f"app_jobs:{attribute}", option, value, url=sqlite_url(app / "queue.db"))
+    assert result.exit_code == 2
+    assert option in words(result)
+    assert "are for Handlers, not for a QueueWorker" in words(result)
+
+
+@pytest.mark.parametrize(
     ("target", "error"),
     [
         ("needs_more:worker", ModuleNotFoundError("No module named 'no_such_requirement'")),
