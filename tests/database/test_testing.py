@@ -235,10 +235,21 @@ async def test_drain_works_in_a_plain_session_too(engine: AsyncEngine) -> None:
     assert await count_jobs(engine) == 0
 
 
-async def test_names_without_a_handler_are_left(session: AsyncSession) -> None:
-    await add_job(session, "other")
+async def test_names_without_a_handler_are_left_and_named(
+    session: AsyncSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    await add_job(session, "later", delay=60)
     assert verdicts(await drain(session, everything)) == {}
-    await assert_enqueued(session, "other")
+    assert caplog.messages == []
+    for name in ("other", "another", "other"):
+        await add_job(session, name)
+    assert verdicts(await drain(session, everything)) == {}
+    said = "drain() leaves due jobs of names that it was given no handler for: 'another', 'other'"
+    assert caplog.messages == [said]
+    assert len(await enqueued(session, "other")) == 2
+    await move_clock(session, 60)
+    await drain(session, everything)
+    assert "'another', 'later', 'other'" in caplog.messages[-1]
 
 
 async def test_a_job_that_adds_itself_for_ever_ends_the_drain(session: AsyncSession) -> None:
