@@ -3,9 +3,11 @@
 import re
 
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from queue_kit import _schema
-from queue_kit._transient import sqlstate
+from queue_kit._database import Database
+from queue_kit._transient import is_sqlite_busy, sqlstate
 from queue_kit.errors import SchemaMismatch
 
 _UNDEFINED = {"42P01", "42703"}
@@ -17,9 +19,17 @@ _NAMED = re.compile(_OURS)
 _ON_OURS = re.compile(rf'\b(?:FROM|INTO|UPDATE|JOIN) [\w".]*{_OURS}')
 
 
-def explain(error: DBAPIError) -> None:
-    """Raise `SchemaMismatch` for a statement on a table of ours that lacks it, or a column of it. Others of the
-    caller's transaction are left as they are: their flush, their trigger on a table of ours."""
+def explain(error: DBAPIError, db: Database) -> None:
+    """Raise `SchemaMismatch` when a statement on our tables failed since one of them, or a column of it, is not there.
+    What is missing of the caller's own is left as it is: in a flush of theirs, in a trigger of theirs on our table.
+
+    When an engine of SQLite waited in vain for the one writer, note who that may be.
+    """
+    if isinstance(db, AsyncEngine) and is_sqlite_busy(error):
+        error.add_note(
+            "SQLite has one writer, and an engine's write is a transaction of its own: if yours is open here, pass its "
+            "session or connection instead of the engine"
+        )
     said, state = str(error.orig), sqlstate(error)
     is_undefined = state in _UNDEFINED if state else _SQLITE_UNDEFINED.search(said)
     missing = _NAMED.search(said)

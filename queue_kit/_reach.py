@@ -39,7 +39,7 @@ async def session_on(db: Database, *, reading: bool = False) -> AsyncIterator[As
                 with own_commit("the change"):
                     await session.commit()
     except DBAPIError as error:
-        explain(error)
+        explain(error, db)
         raise
 
 

@@ -94,7 +94,7 @@ async def register_cron_jobs(db: Database, jobs: Sequence[CronJob]) -> CronPlan:
     try:
         return await _register(db, wanted)
     except DBAPIError as error:
-        explain(error)
+        explain(error, db)
         raise
 
 

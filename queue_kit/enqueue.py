@@ -104,7 +104,7 @@ async def add_jobs(db: Database, jobs: Sequence[NewJob[Any]]) -> list[int | None
                 await db.run_sync(hand_over_key, {job.unique_key for job in jobs})
             rows = (await db.execute(adding.insert_jobs(), batch)).all()
     except DBAPIError as error:
-        explain(error)
+        explain(error, db)
         raise
     ids = _in_order(jobs, [(row.id, row.unique_key) for row in rows])
     hooks.emit_enqueued(

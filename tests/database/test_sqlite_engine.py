@@ -15,7 +15,17 @@ from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
-from queue_kit import ConfigurationError, NewJob, QueueWorker, _sqlite, add_jobs, engine_from_url, sqlite_engine
+from queue_kit import (
+    ConfigurationError,
+    NewJob,
+    QueueWorker,
+    _sqlite,
+    add_jobs,
+    cancel_job,
+    engine_from_url,
+    register_cron_jobs,
+    sqlite_engine,
+)
 from queue_kit._store import Store
 from queue_kit._transactions import Transactions
 
@@ -118,6 +128,29 @@ async def test_who_only_reads_waits_for_no_writer(sqlite_path):
     reading = engine.execution_options(queue_kit_readonly=True)
     async with engine.begin(), AsyncSession(reading) as session:
         assert await session.scalar(text("SELECT count(*) FROM queue_kit_job")) == 0
+    await engine.dispose()
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda db: add_jobs(db, [NewJob("a")]),
+        lambda db: register_cron_jobs(db, []),
+        lambda db: cancel_job(db, 1),
+    ],
+)
+async def test_an_engine_that_waits_for_the_callers_own_transaction_says_so(sqlite_path, write):
+    engine = sqlite_engine(sqlite_path, busy_timeout=0.05)
+    async with AsyncSession(engine) as session:
+        await add_jobs(session, [NewJob("a")])
+        with pytest.raises(OperationalError, match="database is locked") as caught:
+            await write(engine)
+        await write(session)
+        assert "pass its session or connection instead of the engine" in "".join(caught.value.__notes__)
+        async with AsyncSession(engine) as other:
+            with pytest.raises(OperationalError, match="database is locked") as caught:
+                await write(other)
+        assert not hasattr(caught.value, "__notes__")
     await engine.dispose()
 
 

@@ -322,5 +322,5 @@ async def _own_transaction(db: Database) -> AsyncIterator[AsyncSession]:
             async with AsyncSession(db) as session, session.begin():
                 yield session
     except DBAPIError as error:
-        explain(error)
+        explain(error, db)
         raise
