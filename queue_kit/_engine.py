@@ -49,6 +49,12 @@ def read_url(text: str) -> URL:
         raise ConfigurationError(f"the database URL has an @ too many; it looks like {_FORMS}")
     driver = _DRIVERS.get(url.drivername, url.drivername)
     if driver not in _DRIVERS.values():
+        backend = url.get_backend_name()
+        if backend in _DRIVERS:
+            ours = _DRIVERS[backend].partition("+")[2]
+            raise ConfigurationError(
+                f"the queue runs on {backend} through {ours}, not on {url.drivername}: write {backend}://..."
+            )
         raise ConfigurationError(f"the queue runs on postgresql and sqlite, not on {url.drivername}")
     if url.port is not None and not 0 < url.port < 2**16:
         raise ConfigurationError(f"the database URL's port is from 1 to 65535; the URL looks like {_FORMS}")

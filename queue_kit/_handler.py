@@ -64,6 +64,10 @@ def _check_function(function: object) -> None:
     if not callable(function):
         raise ConfigurationError(f"a handler is an async function, not {type(function).__name__}")
     name = getattr(function, "__qualname__", repr(function))
+    if inspect.isasyncgenfunction(function) or inspect.isasyncgenfunction(type(function).__call__):
+        raise ConfigurationError(
+            f"{name} has a `yield`, so calling it runs nothing: a handler returns, and yields none"
+        )
     if not (inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)):
         raise ConfigurationError(
             f"{name} is not an async function: write `async def`, or wrap blocking code as in_thread({name}) "

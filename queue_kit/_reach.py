@@ -3,9 +3,11 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from queue_kit._database import Database, check_database, own_commit
+from queue_kit._explain import explain
 from queue_kit._statements import database
 from queue_kit.errors import InvalidJob
 from queue_kit.job import check_name
@@ -21,20 +23,24 @@ async def session_on(db: Database, *, reading: bool = False) -> AsyncIterator[As
     """A session in the caller's transaction, or on an engine in one of its own, which is committed at the end. One that
     only reads does not wait for SQLite's one writer, nor hold it up."""
     check_database(db)
-    if isinstance(db, AsyncSession):
-        yield db
-    elif isinstance(db, AsyncConnection):
-        if not db.in_transaction():
-            await db.begin()  # the caller's, as with any statement of theirs: they end it
-        async with AsyncSession(db, expire_on_commit=False, join_transaction_mode="create_savepoint") as session:
-            yield session
-            await session.commit()
-    else:
-        engine = db.execution_options(queue_kit_readonly=True) if reading else db
-        async with AsyncSession(engine, expire_on_commit=False) as session:
-            yield session
-            with own_commit("the change"):
+    try:
+        if isinstance(db, AsyncSession):
+            yield db
+        elif isinstance(db, AsyncConnection):
+            if not db.in_transaction():
+                await db.begin()  # the caller's, as with any statement of theirs: they end it
+            async with AsyncSession(db, expire_on_commit=False, join_transaction_mode="create_savepoint") as session:
+                yield session
                 await session.commit()
+        else:
+            engine = db.execution_options(queue_kit_readonly=True) if reading else db
+            async with AsyncSession(engine, expire_on_commit=False) as session:
+                yield session
+                with own_commit("the change"):
+                    await session.commit()
+    except DBAPIError as error:
+        explain(error, db)
+        raise
 
 
 async def notify(session: AsyncSession, channel: str) -> None:

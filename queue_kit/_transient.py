@@ -69,6 +69,11 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, InvalidRequestError) and "invalid transaction" in str(error)
 
 
+def is_sqlite_busy(error: BaseException) -> bool:
+    """Whether somebody else held SQLite's lock for longer than `busy_timeout`."""
+    return _sqlite_code(error) == sqlite3.SQLITE_BUSY
+
+
 def _is_of_database(error: BaseException) -> bool:
     """What SQLAlchemy has made of a driver's error; and asyncpg's own, which come as they are while SQLAlchemy sets a
     new connection up."""

@@ -11,9 +11,11 @@ from datetime import datetime
 from typing import Any, TypeAlias
 
 from sqlalchemy import Connection, Executable, Result, Row, delete, insert, update
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from queue_kit._database import Database, check_database, own_commit, read_committed
+from queue_kit._explain import explain
 from queue_kit._schedule import Schedule
 from queue_kit._statements import database, recurring
 from queue_kit._statements.vocabulary import CRON, JOB
@@ -89,20 +91,24 @@ async def register_cron_jobs(db: Database, jobs: Sequence[CronJob]) -> CronPlan:
         if job.name in wanted:
             raise InvalidCron("is listed twice; give each entry its own name", name=job.name, expression=job.expression)
         wanted[job.name] = job
-    if not isinstance(db, AsyncEngine):
+    try:
         return await _register(db, wanted)
+    except DBAPIError as error:
+        explain(error, db)
+        raise
+
+
+async def _register(db: Database, wanted: Mapping[str, CronJob]) -> CronPlan:
+    if isinstance(db, AsyncSession):
+        db = await db.connection()
+    if isinstance(db, AsyncConnection):
+        return await db.run_sync(_reconcile, wanted)
     async with read_committed(db) as connection:
         transaction = await connection.begin()
-        plan = await _register(connection, wanted)
+        plan = await connection.run_sync(_reconcile, wanted)
         with own_commit("the cron definitions"):
             await transaction.commit()
     return plan
-
-
-async def _register(db: AsyncSession | AsyncConnection, wanted: Mapping[str, CronJob]) -> CronPlan:
-    if isinstance(db, AsyncSession):
-        db = await db.connection()
-    return await db.run_sync(_reconcile, wanted)
 
 
 def _reconcile(connection: Connection, wanted: Mapping[str, CronJob]) -> CronPlan:

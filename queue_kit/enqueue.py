@@ -14,6 +14,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from queue_kit import hooks
 from queue_kit._database import Database, check_database, own_commit
+from queue_kit._explain import explain
 from queue_kit._statements import adding, fencing
 from queue_kit._transient import DEADLOCK, sqlstate
 from queue_kit.errors import InvalidJob
@@ -68,13 +69,15 @@ async def add_job(
 
     `db` is an `AsyncSession` or `AsyncConnection` (the job exists when the caller commits, and never if they roll
     back), or an `AsyncEngine` (committed here). The other arguments are those of `NewJob`. Raises `InvalidJob` before
-    the database is touched, `AmbiguousCommit` when an engine's connection breaks at COMMIT.
+    the database is touched, `SchemaMismatch` when the queue's tables are missing, `AmbiguousCommit` when an engine's
+    connection breaks at COMMIT.
 
     >>> async def sign_up(session):
     ...     session.add(User(email="a@b.c"))
     ...     await add_job(session, "email.send", {"to": "a@b.c"}, delay=60)
     ...     await session.commit()
     """
+    check_database(db)  # before the job: a forgotten db has the name in its place
     job = NewJob(name, data, priority, scheduled_at, delay, handler_timeout, max_retry_count, unique_key)
     (job_id,) = await add_jobs(db, [job])
     return job_id
@@ -93,12 +96,16 @@ async def add_jobs(db: Database, jobs: Sequence[NewJob[Any]]) -> list[int | None
     if not jobs:
         return []
     batch = {"jobs": _batch(jobs)}
-    if isinstance(db, AsyncEngine):
-        rows = await greenlet_spawn(_insert_alone, db.sync_engine, batch, f"{len(jobs)} job(s)")
-    else:
-        if isinstance(db, AsyncSession):
-            await db.run_sync(hand_over_key, {job.unique_key for job in jobs})
-        rows = (await db.execute(adding.insert_jobs(), batch)).all()
+    try:
+        if isinstance(db, AsyncEngine):
+            rows = await greenlet_spawn(_insert_alone, db.sync_engine, batch, f"{len(jobs)} job(s)")
+        else:
+            if isinstance(db, AsyncSession):
+                await db.run_sync(hand_over_key, {job.unique_key for job in jobs})
+            rows = (await db.execute(adding.insert_jobs(), batch)).all()
+    except DBAPIError as error:
+        explain(error, db)
+        raise
     ids = _in_order(jobs, [(row.id, row.unique_key) for row in rows])
     hooks.emit_enqueued(
         hooks.Enqueued(job_id, job) for job_id, job in zip(ids, jobs, strict=True) if job_id is not None

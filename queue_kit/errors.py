@@ -36,9 +36,11 @@ class ConfigurationError(QueueKitError):
 
 
 class SchemaMismatch(ConfigurationError):
-    """The database's tables do not fit this version of the library.
+    """The database's tables do not fit this version of the library: said by a worker that starts, and by any call that
+    misses a table or a column.
 
-    `found` is the version in the database (`None`: no tables), `needed` the version that this library was built for.
+    `found` is the version in the database (`None`: no tables, or nobody has looked), `needed` the version that this
+    library was built for.
     """
 
     def __init__(self, message: str, *, found: int | None, needed: int) -> None:

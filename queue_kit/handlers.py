@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, TypeVar, overload
 
-from queue_kit._database import Database
+from queue_kit._database import Database, check_database
 from queue_kit._handler import Handler, HandlerFunction
 from queue_kit.enqueue import add_jobs
 from queue_kit.errors import ConfigurationError, InvalidJob
@@ -105,6 +105,7 @@ class NamedHandler(Handler[T]):
 
         >>> await send_email.add(session, Email(to="a@b.c"), priority=1)  # doctest: +SKIP
         """
+        check_database(db)  # before the payload: a forgotten db has the payload in its place
         job = self.new(
             data,
             priority=priority,

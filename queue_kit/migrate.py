@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Inspector, MetaData, Table, event, inspect
 from sqlalchemy.engine.interfaces import ReflectedColumn
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from queue_kit import _revisions
+from queue_kit import _revisions, _schema
 from queue_kit._database import read_committed
 from queue_kit._indexes import build_beside_writers
 from queue_kit._revisions import Part
@@ -22,7 +22,7 @@ from queue_kit._statements import database
 from queue_kit.errors import ConfigurationError, SchemaMismatch
 from queue_kit.models import Base
 
-VERSION = 2
+VERSION = _schema.VERSION
 """The schema that this library was built for. Version N is Alembic's revision `f"{N:04d}"`."""
 
 LOCK_TIMEOUT = _revisions.LOCK_TIMEOUT
@@ -33,19 +33,19 @@ metadata: MetaData = Base.metadata
 
 _queue_version = _revisions.version_table("queue_kit_alembic_version", metadata)
 
-_HOW = (
-    "run `queue-kit migrate`, or await queue_kit.migrate.upgrade(engine), or call "
-    f"queue_kit.migrate.upgrade_in_revision(op, to={VERSION}) in a revision of your own Alembic history"
-)
 
-
-def _extra(name: str, version: int, first_table: str) -> Part:
-    return Part(name, version, _revisions.version_table(f"queue_kit_{name}_alembic_version", MetaData()), first_table)
+def _extra(name: str, first_table: str) -> Part:
+    return Part(
+        name,
+        _schema.EXTRAS[name],
+        _revisions.version_table(f"queue_kit_{name}_alembic_version", MetaData()),
+        first_table,
+    )
 
 
 _EXTRAS = {
-    "files": _extra("files", 1, "queue_kit_file"),
-    "sessions": _extra("sessions", 1, "queue_kit_session"),
+    "files": _extra("files", "queue_kit_file"),
+    "sessions": _extra("sessions", "queue_kit_session"),
 }
 
 EXTRAS: Collection[str] = tuple(_EXTRAS)
@@ -114,18 +114,20 @@ async def check_schema(connection: AsyncConnection, extra: str | None = None) ->
     ...     async with engine.connect() as connection:
     ...         await check_schema(connection)
     """
+    if not isinstance(connection, AsyncConnection):
+        raise TypeError(f"connection must be an AsyncConnection, not {type(connection).__name__}")
     if extra is not None:
         await _check_extra(connection, _part(extra))
         return
-    found = await connection.run_sync(_schema)
+    found = await connection.run_sync(_found)
     if found is None:
-        raise SchemaMismatch(f"the queue's tables are missing: {_HOW}", found=None, needed=VERSION)
+        raise SchemaMismatch(f"the queue's tables are missing: {_schema.mend()}", found=None, needed=VERSION)
     version, compatible_from = found
     if compatible_from > VERSION:
         problem = f"needs a queue_kit for version {compatible_from} or later, not for {VERSION}: upgrade queue-kit"
         raise SchemaMismatch(f"the queue's schema {version} {problem}", found=version, needed=VERSION)
     if version < VERSION:
-        problem = f"the queue's schema is at version {version}, this queue_kit needs {VERSION}: {_HOW}"
+        problem = f"the queue's schema is at version {version}, this queue_kit needs {VERSION}: {_schema.mend()}"
         raise SchemaMismatch(problem, found=version, needed=VERSION)
 
 
@@ -135,11 +137,7 @@ async def _check_extra(connection: AsyncConnection, part: Part) -> None:
         name = part.folder
         problem = f"are at version {version}, this queue_kit needs {part.version}" if version else "are missing"
         raise SchemaMismatch(
-            f"the tables of {name} {problem}: run `queue-kit migrate --with {name}`, or await "
-            f"queue_kit.migrate.upgrade(engine, extras=[{name!r}]), or call queue_kit.migrate.upgrade_in_revision("
-            f"op, to={part.version}, extra={name!r}) in a revision of your own Alembic history",
-            found=version or None,
-            needed=part.version,
+            f"the tables of {name} {problem}: {_schema.mend(name)}", found=version or None, needed=part.version
         )
 
 
@@ -149,14 +147,20 @@ async def schema_version(engine: AsyncEngine, extra: str | None = None) -> int |
     >>> async def show(engine):
     ...     print(await schema_version(engine), await schema_version(engine, "files"))
     """
+    _check_engine(engine)
     async with engine.connect() as connection:
         if extra is not None:
             return await connection.run_sync(_part(extra).current) or None
-        found = await connection.run_sync(_schema)
+        found = await connection.run_sync(_found)
     return None if found is None else found[0]
 
 
-def _schema(connection: Connection) -> tuple[int, int] | None:
+def _check_engine(engine: object) -> None:
+    if not isinstance(engine, AsyncEngine):
+        raise TypeError(f"engine must be an AsyncEngine, not {type(engine).__name__}")
+
+
+def _found(connection: Connection) -> tuple[int, int] | None:
     # Asked for by name: a query that fails would leave the caller's transaction aborted.
     if not inspect(connection).has_table("queue_kit_schema"):
         return None
@@ -174,6 +178,7 @@ async def upgrade(engine: AsyncEngine, extras: Iterable[str] = ()) -> None:
     >>> async def deploy(engine):
     ...     await upgrade(engine, extras=["files"])
     """
+    _check_engine(engine)
     names = [extras] if isinstance(extras, str) else sorted(set(extras))
     for part in [_part(None), *map(_part, names)]:
         async with engine.connect() as connection:
@@ -191,6 +196,7 @@ async def downgrade(engine: AsyncEngine, to: int = 0, *, extra: str | None = Non
     >>> async def remove(engine):
     ...     await downgrade(engine)
     """
+    _check_engine(engine)
     part = _part(extra)
     part.check(to, "to")
     await _migrate(engine, part, to, down=True)

@@ -17,7 +17,7 @@ from queue_kit._engine import read_url
 from queue_kit._sqlite import sqlite_engine
 from queue_kit._transient import LOCK_NOT_AVAILABLE, is_transient, sqlstate
 from queue_kit.cli.inherited import Inherited
-from queue_kit.errors import ConfigurationError, QueueKitError
+from queue_kit.errors import ConfigurationError, QueueKitError, SchemaMismatch
 
 T = TypeVar("T")
 
@@ -86,7 +86,7 @@ async def reach(engine: AsyncEngine, action: Callable[[AsyncEngine], Awaitable[T
     try:
         async with answering(within):
             return await action(engine)
-    except DBAPIError as error:
+    except (DBAPIError, SchemaMismatch) as error:
         if not is_transient(error):
             with suppress(OSError, DBAPIError):  # the first error says more than that nobody can look any more
                 async with answering(PROBE), engine.connect() as connection:

@@ -4,10 +4,11 @@ import asyncio
 import importlib
 import inspect
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -58,18 +59,18 @@ def work(
         "parallel_count": parallel_count,
     }
     options = {name: value for name, value in options.items() if value is not None}
+    # In the environment the URL may be for other commands, or for the module itself.
+    typed = click.get_current_context().get_parameter_source("url") is ParameterSource.COMMANDLINE
 
     async def run() -> None:
-        made = found() if callable(found) else found
-        if inspect.isawaitable(made):
-            made = await made
+        made = await _called(found, target) if callable(found) else found
         log_to_stderr()
         try:
-            if isinstance(made, QueueWorker) and not options:
+            if isinstance(made, QueueWorker) and not options and not typed:
                 await _work(made, drain=drain)
             elif isinstance(made, QueueWorker):
                 raise click.UsageError(
-                    "--include, --exclude and --parallel-count are for Handlers, not for a QueueWorker"
+                    "--database-url, --include, --exclude and --parallel-count are for Handlers, not for a QueueWorker"
                 )
             elif not isinstance(made, Handlers):
                 raise click.UsageError(f"{target} gives {_kind(made)}, not a QueueWorker or Handlers")
@@ -81,6 +82,31 @@ def work(
             raise click.ClickException(words(error) if url is None else masked(words(error), url)) from error
 
     _run(run(), uvloop=uvloop)
+
+
+async def _called(function: Callable[[], Any], target: str) -> Any:
+    """What the user's function returns. What it raises is theirs, and its traceback says where."""
+    if not _needs_nothing(function):
+        raise click.UsageError(
+            f"{target} gives {_kind(function)}, which cannot be called without arguments: it is no QueueWorker, no "
+            "Handlers, and no function that returns either"
+        )
+    try:
+        made = function()
+        return await made if inspect.isawaitable(made) else made
+    except Exception as error:
+        error.add_note(f"queue-kit work: {target} was called, and raised this")
+        raise
+
+
+def _needs_nothing(function: Callable[[], Any]) -> bool:
+    try:
+        inspect.signature(function).bind()
+    except TypeError:
+        return False
+    except ValueError:  # what is built in may have no signature: calling it tells
+        pass
+    return True
 
 
 async def _work_on(url: URL, handlers: Handlers, options: dict[str, Any], *, drain: bool) -> None:

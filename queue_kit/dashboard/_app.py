@@ -23,7 +23,7 @@ from queue_kit.dashboard._pages import Pages
 from queue_kit.dashboard._pool import CUT, Pool
 from queue_kit.dashboard._privacy import HIDDEN_KEYS, Privacy
 from queue_kit.dashboard._render import STATIC, Renderer
-from queue_kit.errors import ConfigurationError
+from queue_kit.errors import ConfigurationError, SchemaMismatch
 
 _logger = logging.getLogger("queue_kit.dashboard")
 
@@ -97,6 +97,7 @@ def dashboard(
         exception_handlers={
             HTTPException: refused,
             SQLAlchemyError: unreachable,
+            SchemaMismatch: unreachable,
             OSError: unreachable,  # TimeoutError is one
             **dict.fromkeys(UNREADABLE, unreadable),
         },

@@ -95,7 +95,10 @@ async def _form_that_was_meant(request: Request, access: Access) -> _forms.Form:
         raise HTTPException(405, "This address can only be read or posted to.", {"allow": "GET, HEAD, POST"})
     if not access.act:
         raise HTTPException(403, "You may look at this dashboard, but change nothing.")
-    if not is_same_origin(request.headers):
+    same = is_same_origin(request.headers)
+    if same is None:
+        raise HTTPException(403, "Your browser does not say where this came from, so nothing was changed.")
+    if not same:
         raise HTTPException(403, "Your browser says that this came from another site, so nothing was changed.")
     form = await _forms.read_form(request)
     if not _forms.has_token(request, form):

@@ -3,6 +3,7 @@ sessions that have joined the caller's connection. What would take a second conn
 """
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ from queue_kit._pace import Pace
 from queue_kit._run import Limits
 from queue_kit._sessions import Sessions
 from queue_kit._spine import Spine
+from queue_kit._statements import looking
 from queue_kit.errors import ConfigurationError
 from queue_kit.handlers import Handlers, as_handlers
 from queue_kit.hooks import Observers
@@ -26,6 +28,8 @@ from queue_kit.retry import RetryDelay
 from queue_kit.testing._handler import CANCEL_GRACE, refuses_to_end
 from queue_kit.testing._transaction import LEASE, Transaction, joined, joined_store
 from queue_kit.worker import check_engine, worker_limits
+
+_logger = logging.getLogger("queue_kit.testing")
 
 
 async def drain(
@@ -47,6 +51,8 @@ async def drain(
     left until `move_clock` makes them due. `handler_timeout`, `max_retry_count`, `retry_delay` and `hooks` are those of
     the worker. `session_factory` is, too, but is called with `bind=` and `join_transaction_mode=`, which an
     `async_sessionmaker` takes.
+
+    Due jobs of names that `jobs` has no handler for are left; a line of the log names them.
 
     Raises `AssertionError` when more than `max_runs` jobs have run, when a handler refuses to end, and when one has
     ended the transaction; `TypeError` for an engine (that is for `QueueWorker(engine, jobs).drain()`),
@@ -83,6 +89,7 @@ class _Drain:
         max_runs: int,
     ) -> None:
         self._connection = connection
+        self._handlers = handlers
         self._transaction = connection.sync_connection.get_transaction() if connection.sync_connection else None
         self._max_runs = max_runs
         self._runs: Counter[str] = Counter()
@@ -116,7 +123,16 @@ class _Drain:
     async def run(self) -> dict[str, int]:
         while await self._sweep() or await self._run_due():
             pass
+        await self._name_what_is_left()
         return {verdict.value: self._spine.counts[verdict] for verdict in Verdict}
+
+    async def _name_what_is_left(self) -> None:
+        """A name that is misspelt on one side looks like a queue in which nothing is due."""
+        due = {row.name for row in await self._connection.execute(looking.counts()) if row.state == "pending"}
+        others = sorted(due - set(self._handlers))
+        if others:
+            names = ", ".join(map(repr, others))
+            _logger.warning("drain() leaves due jobs of names that it was given no handler for: %s", names)
 
     async def _sweep(self) -> bool:
         seen = await self._store.look()

@@ -57,11 +57,14 @@ async def assert_enqueued(db: Database, job: NamedHandler[Any] | str, data: Any 
         return found[0]
     name = job.name if isinstance(job, NamedHandler) else job
     sought = repr(name) if data is None else f"{name!r} with {data!r}"
+    counted = f"{len(found)} jobs are" if found else "no job is"
+    said = f"{counted} enqueued that would be {sought}"
     there = found or [row for row in reversed(await _all(db, None)) if not row.is_complete]
+    if not there:
+        raise AssertionError(f"{said}, nor any other: was what enqueued it committed, or in this same transaction?")
     lines = [f"  {row.id} {row.name} {row.data!r}" for row in there[:_SHOWN]]
     more = [f"  and {len(there) - _SHOWN} more"] if len(there) > _SHOWN else []
-    counted = f"{len(found)} jobs are" if found else "no job is"
-    raise AssertionError("\n".join([f"{counted} enqueued that would be {sought}; there are:", *lines, *more]))
+    raise AssertionError("\n".join([f"{said}; there are:", *lines, *more]))
 
 
 async def _all(db: Database, name: str | None) -> list[JobRow]:

@@ -138,6 +138,16 @@ async def test_anything_else_is_no_database(engine):
             await add_job(wrong, "a")
 
 
+async def test_a_forgotten_database_is_what_is_said_first(jobs):
+    @jobs.handler("mail")
+    async def mail(event, session, job: Job[Email]): ...
+
+    with pytest.raises(TypeError, match=r"^db must be an AsyncSession.*, not Email$"):
+        await mail.add(Email("ada"))
+    with pytest.raises(TypeError, match=r"^db must be an AsyncSession.*, not str$"):
+        await add_job("mail", {"to": "ada"})
+
+
 # --- many at once -----------------------------------------------------------------------------------------------------
 
 

@@ -77,6 +77,15 @@ async def payload_for_job(event, session, job: dict): ...
 async def job_first(job: Job, session, event: Event): ...
 
 
+async def generator(event, session, job):
+    yield
+
+
+class GeneratorCallable:
+    async def __call__(self, event, session, job):
+        yield
+
+
 class SyncCallable:
     def __call__(self, event, session, job): ...
 
@@ -87,6 +96,8 @@ class SyncCallable:
         (sync_function, r"in_thread\(sync_function\).*in_process\(sync_function\)"),
         (lambda event, session, job: None, "async"),
         (SyncCallable(), "async"),
+        (generator, "^generator has a `yield`"),
+        (GeneratorCallable(), "has a `yield`"),
         (two_parameters, "three positional parameters"),
         (four_parameters, "three positional parameters"),
         (keyword_only, "three positional parameters"),

@@ -18,7 +18,7 @@ from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import inspect, make_url, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from queue_kit import ConfigurationError, SchemaMismatch, _revisions, migrate
 from tests.conftest import engine_for
@@ -61,6 +61,21 @@ def run(*command: str | Path, url: str, cwd: Path, status: int = 0) -> str:
 
 
 # --- from code --------------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_no_engine_and_no_connection_is_refused_by_its_name(empty):
+    async with empty.connect() as connection, AsyncSession(empty) as session:
+        for wrong in ("sqlite:///app.db", empty.sync_engine, connection, session, None):
+            named = rf"^engine must be an AsyncEngine, not {type(wrong).__name__}$"
+            for call in (migrate.upgrade, migrate.downgrade, migrate.schema_version):
+                with pytest.raises(TypeError, match=named):
+                    await call(wrong)
+    for wrong in (empty, empty.sync_engine, "sqlite:///app.db"):
+        for extra in (None, "files"):
+            with pytest.raises(
+                TypeError, match=rf"^connection must be an AsyncConnection, not {type(wrong).__name__}$"
+            ):
+                await migrate.check_schema(wrong, extra)
 
 
 async def test_upgrade_makes_what_a_worker_needs_and_a_second_one_changes_nothing(empty):

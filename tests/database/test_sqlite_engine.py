@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import itertools
+import re
 import sqlite3
 import sys
 from pathlib import Path
@@ -14,7 +15,17 @@ from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
-from queue_kit import ConfigurationError, NewJob, QueueWorker, _sqlite, add_jobs, engine_from_url, sqlite_engine
+from queue_kit import (
+    ConfigurationError,
+    NewJob,
+    QueueWorker,
+    _sqlite,
+    add_jobs,
+    cancel_job,
+    engine_from_url,
+    register_cron_jobs,
+    sqlite_engine,
+)
 from queue_kit._store import Store
 from queue_kit._transactions import Transactions
 from tests.support import until
@@ -122,6 +133,29 @@ async def test_who_only_reads_waits_for_no_writer(sqlite_path):
 
 
 @pytest.mark.parametrize(
+    "write",
+    [
+        lambda db: add_jobs(db, [NewJob("a")]),
+        lambda db: register_cron_jobs(db, []),
+        lambda db: cancel_job(db, 1),
+    ],
+)
+async def test_an_engine_that_waits_for_the_callers_own_transaction_says_so(sqlite_path, write):
+    engine = sqlite_engine(sqlite_path, busy_timeout=0.05)
+    async with AsyncSession(engine) as session:
+        await add_jobs(session, [NewJob("a")])
+        with pytest.raises(OperationalError, match="database is locked") as caught:
+            await write(engine)
+        await write(session)
+        assert "pass its session or connection instead of the engine" in "".join(caught.value.__notes__)
+        async with AsyncSession(engine) as other:
+            with pytest.raises(OperationalError, match="database is locked") as caught:
+                await write(other)
+        assert not hasattr(caught.value, "__notes__")
+    await engine.dispose()
+
+
+@pytest.mark.parametrize(
     "url",
     [
         "mysql://u:secret@host/name",  # pragma: allowlist secret
@@ -134,6 +168,23 @@ def test_another_url_is_refused_and_not_quoted(url):
     with pytest.raises(ConfigurationError) as caught:
         engine_from_url(url)
     assert "cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "mend"),
+    [
+        (
+            "postgresql+psycopg2://host/name",
+            "on postgresql through asyncpg, not on postgresql+psycopg2: write postgresql:",
+        ),
+        ("postgres+psycopg://host/name", "on postgres through asyncpg, not on postgres+psycopg: write postgres:"),
+        ("sqlite+pysqlite:///app.db", "on sqlite through aiosqlite, not on sqlite+pysqlite: write sqlite:"),
+        ("mysql+asyncmy://host/name", "on postgresql and sqlite, not on mysql+asyncmy"),
+    ],
+)
+def test_of_another_driver_is_said_which_one_it_is_and_what_to_write(url, mend):
+    with pytest.raises(ConfigurationError, match=re.escape(f"the queue runs {mend}")):
+        engine_from_url(url)
 
 
 def test_an_unknown_setting_is_refused(tmp_path):

@@ -235,10 +235,21 @@ async def test_drain_works_in_a_plain_session_too(engine: AsyncEngine) -> None:
     assert await count_jobs(engine) == 0
 
 
-async def test_names_without_a_handler_are_left(session: AsyncSession) -> None:
-    await add_job(session, "other")
+async def test_names_without_a_handler_are_left_and_named(
+    session: AsyncSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    await add_job(session, "later", delay=60)
     assert verdicts(await drain(session, everything)) == {}
-    await assert_enqueued(session, "other")
+    assert caplog.messages == []
+    for name in ("other", "another", "other"):
+        await add_job(session, name)
+    assert verdicts(await drain(session, everything)) == {}
+    said = "drain() leaves due jobs of names that it was given no handler for: 'another', 'other'"
+    assert caplog.messages == [said]
+    assert len(await enqueued(session, "other")) == 2
+    await move_clock(session, 60)
+    await drain(session, everything)
+    assert "'another', 'later', 'other'" in caplog.messages[-1]
 
 
 async def test_a_job_that_adds_itself_for_ever_ends_the_drain(session: AsyncSession) -> None:
@@ -535,6 +546,12 @@ async def test_enqueued_finds_by_name_and_data(session: AsyncSession) -> None:
         await assert_enqueued(session, "email.send", Email("a@b.c"))
     with pytest.raises(TypeError, match="a registered handler or a name, not function"):
         await assert_enqueued(session, ids)  # type: ignore[call-overload]
+
+
+async def test_of_an_empty_queue_the_transaction_is_asked_for(session: AsyncSession) -> None:
+    await cancel_job(session, await add_job(session, "email.send"))
+    with pytest.raises(AssertionError, match=r"'email\.send', nor any other: was what .* in this same transaction\?$"):
+        await assert_enqueued(session, "email.send")
 
 
 async def test_a_long_queue_is_read_whole_and_shown_in_part(connection: AsyncConnection) -> None:

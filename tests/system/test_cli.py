@@ -166,6 +166,14 @@ def forgot_to_return():
 
 def breaks():
     raise LookupError("in the factory")
+
+async def breaks_later():
+    breaks()
+
+class Application:
+    def __call__(self, scope, receive, send): ...
+
+application = Application()
 """
 
 
@@ -226,6 +234,12 @@ def test_work_finds_its_worker_and_says_that_no_database_answers(app, attribute)
         ("app_jobs.deeper:worker", "there is no module 'app_jobs.deeper'"),
         ("app_jobs:nothing", "app_jobs has no 'nothing'"),
         ("app_jobs:number", "app_jobs:number gives an object of type int, not a QueueWorker or Handlers"),
+        ("app_jobs:application", "app_jobs:application gives an object of type Application, which cannot be called"),
+        (
+            "app_jobs:hello",
+            "an object of type NamedHandler, which cannot be called without arguments: it is no QueueWorker",
+        ),
+        ("app_jobs:Application.__call__", "which cannot be called without arguments"),
         ("app_jobs:forgot_to_return", "app_jobs:forgot_to_return gives None, not a QueueWorker"),
     ],
 )
@@ -236,13 +250,39 @@ def test_work_with_a_bad_target_is_wrong_usage(app, target, problem):
 
 
 @pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--database-url", "sqlite:///nowhere.db"),
+        ("--include", "hello"),
+        ("--exclude", "hello"),
+        ("--parallel-count", "2"),
+    ],
+)
+@pytest.mark.parametrize("attribute", ["worker", "make_async"])
+def test_what_a_worker_has_already_is_no_option_of_work(app, attribute, option, value):
+    result = invoke("work", f"app_jobs:{attribute}", option, value, url=sqlite_url(app / "queue.db"))
+    assert result.exit_code == 2
+    assert option in words(result)
+    assert "are for Handlers, not for a QueueWorker" in words(result)
+
+
+@pytest.mark.parametrize(
     ("target", "error"),
     [
         ("needs_more:worker", ModuleNotFoundError("No module named 'no_such_requirement'")),
         ("app_jobs:breaks", LookupError("in the factory")),
+        ("app_jobs:breaks_later", LookupError("in the factory")),
     ],
 )
 def test_an_error_in_the_users_module_is_not_hidden(app, target, error):
     result = invoke("work", target, url=sqlite_url(app / "queue.db"))
     assert result.exit_code == 1
     assert repr(result.exception) == repr(error)
+
+
+@pytest.mark.parametrize("attribute", ["breaks", "breaks_later"])
+def test_the_last_line_names_the_function_that_raised(app, attribute):
+    done = run("work", f"app_jobs:{attribute}", cwd=app, url=sqlite_url(app / "queue.db"))
+    assert done.status == 1
+    assert "in breaks" in done.errors
+    assert done.errors.splitlines()[-1] == f"queue-kit work: app_jobs:{attribute} was called, and raised this"

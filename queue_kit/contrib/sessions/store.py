@@ -8,9 +8,11 @@ from typing import Any, Generic, TypeVar
 from uuid import UUID, uuid4
 
 from sqlalchemy import Executable, Row
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from queue_kit._database import Database, check_database, own_commit, read_committed
+from queue_kit._explain import explain
 from queue_kit._reach import session_on
 from queue_kit._statements.database import database_time
 from queue_kit.contrib.sessions import _statements
@@ -302,20 +304,23 @@ def _check_session(session: object) -> Session[Any]:
 @asynccontextmanager
 async def _own_transaction(db: Database) -> AsyncIterator[AsyncSession]:
     """A transaction that is committed at the end, in a session or on a connection that is in none yet."""
-    if isinstance(db, AsyncEngine):
-        async with read_committed(db) as connection, AsyncSession(connection) as session:
-            yield session
-            with own_commit("the refresh"):
-                await session.commit()
-        return
-    if db.in_transaction():
+    if not isinstance(db, AsyncEngine) and db.in_transaction():
         raise ConfigurationError(
             "refresh_tokens commits by itself, so that a revocation outlives your rollback: give it the engine, or a "
             f"{type(db).__name__} that is in no transaction"
         )
-    if isinstance(db, AsyncSession):
-        async with db.begin():
-            yield db
-    else:
-        async with AsyncSession(db) as session, session.begin():
-            yield session
+    try:
+        if isinstance(db, AsyncEngine):
+            async with read_committed(db) as connection, AsyncSession(connection) as session:
+                yield session
+                with own_commit("the refresh"):
+                    await session.commit()
+        elif isinstance(db, AsyncSession):
+            async with db.begin():
+                yield db
+        else:
+            async with AsyncSession(db) as session, session.begin():
+                yield session
+    except DBAPIError as error:
+        explain(error, db)
+        raise
