@@ -42,7 +42,7 @@ def check(url: URL, worker: str | None, as_json: bool) -> None:
 
     \b
     Example:
-      queue-kit check && systemctl start worker
+      queue-kit check --json | jq '.findings[] | select(.ok | not)'
       queue-kit check --worker
 
     \b

@@ -130,6 +130,7 @@ def test_help_documents_the_variable_and_the_statuses():
     assert "0 all is well, 1 it failed or does not fit, 2 wrong usage" in text
     for command in main.commands:
         assert "Example:" in invoke(command, "--help", url=None).output
+    assert "&& systemctl" not in invoke("check", "--help", url=None).output  # docs/cli.md advises against it
 
 
 # --- work -------------------------------------------------------------------------------------------------------------
