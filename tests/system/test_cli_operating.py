@@ -292,7 +292,19 @@ async def test_a_filter_counts_and_asks_first(engine, cli, monkeypatch):
     assert "Aborted!" in said
     said = await cli("retry", "--message", "order 9 is gone", "--limit", "2", stdin="y\n")
     assert "2 jobs retried: more fit, run it again" in said
-    assert await cli("retry", "--error-class", "KeyError") == "0 jobs retried\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["retry", "--error-class", "Wrong"], ("0 jobs retried\n", "no job fits error class Wrong\n")),
+        (["cancel", "--name", HOSTILE[:5]], ("0 jobs cancelled\n", "no job fits name \\x1b]0;o\n")),
+    ],
+)
+async def test_a_filter_that_nothing_fits_is_told_beside_what_a_script_reads(engine, database_url, command, said):
+    await job_in(engine, "failed", name="mail", errors=error())
+    result = await asyncio.to_thread(CliRunner().invoke, main, command, env={VARIABLE: database_url})
+    assert (result.exit_code, (result.stdout, result.stderr)) == (0, said)
 
 
 async def test_a_question_is_not_part_of_what_a_script_reads(engine, database_url, monkeypatch):
