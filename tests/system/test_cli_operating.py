@@ -307,6 +307,26 @@ async def test_a_filter_that_nothing_fits_is_told_beside_what_a_script_reads(eng
     assert (result.exit_code, (result.stdout, result.stderr)) == (0, said)
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "the mail server of the customer refused the recipient for good, and says that order 7 cannot be sent to it",
+        "x" * 300,
+        "\x1b[31mred\x1b[0m text",
+        "a tab\tand spaces  \nand another line",
+        f"{'x' * 190} 'quoted words that are longer than what is left'",
+        f"{'x' * 197}\x1b[31m",
+    ],
+)
+async def test_a_message_can_be_copied_from_the_failures_to_a_retry(engine, cli, message):
+    job_id = await job_in(engine, "failed", name="mail", errors=error(message=message))
+    headings, row = (await cli("failures")).splitlines()
+    copied = row[headings.index("MESSAGE") : headings.index("LAST (UTC)")].strip()
+    assert await cli("retry", "--message", copied, "--yes") == "1 job retried\n"
+    await change(engine, job_id, status=3)
+    assert await cli("retry", "--message", message, "--yes") == "1 job retried\n"
+
+
 async def test_a_question_is_not_part_of_what_a_script_reads(engine, database_url, monkeypatch):
     await job_in(engine, "failed", name="mail")
     monkeypatch.setattr(
