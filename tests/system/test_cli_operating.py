@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from click import unstyle
 from click.testing import CliRunner, Result
-from sqlalchemy import Engine, event, insert, text, update
+from sqlalchemy import Engine, event, insert, make_url, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from queue_kit import CronJob, Handlers, JobState, QueueWorker, _health, add_job, register_cron_jobs, sqlite_engine
@@ -702,6 +702,29 @@ def test_a_database_that_does_not_answer_is_no_fault_of_the_worker():
     assert (result.exit_code, "so nobody knows" in result.output) == (0, True)
     assert "geheim" not in result.output
     assert CliRunner().invoke(main, ["check"], env={VARIABLE: url}).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("outage", "says"),
+    [
+        ("ALTER DATABASE {0} ALLOW_CONNECTIONS false", "not currently accepting connections"),
+        ("REVOKE CONNECT ON DATABASE {0} FROM PUBLIC", "permission denied for database"),
+    ],
+)
+async def test_a_database_that_refuses_connections_is_no_fault_of_the_worker(server, postgres_url, outage, says):
+    url = make_url(postgres_url)
+    role = f"{url.database}_role"
+    through = url.set(username=role).render_as_string(hide_password=False)
+    async with server.admin() as admin:
+        await admin.execute(f"CREATE ROLE {role} LOGIN")
+        await admin.execute(outage.format(url.database))
+        try:
+            probe = await asyncio.to_thread(CliRunner().invoke, main, ["check", "--worker"], env={VARIABLE: through})
+            check = await checked(through)
+        finally:
+            await admin.execute(f"DROP ROLE {role}")
+    assert (probe.exit_code, "so nobody knows" in probe.output, says in probe.output) == (0, True, True)
+    assert (check.exit_code, says in check.output) == (1, True)
 
 
 # --- work -------------------------------------------------------------------------------------------------------------
