@@ -17,7 +17,7 @@ from queue_kit._engine import read_url
 from queue_kit._sqlite import sqlite_engine
 from queue_kit._transient import LOCK_NOT_AVAILABLE, is_transient, sqlstate
 from queue_kit.cli.inherited import Inherited
-from queue_kit.errors import ConfigurationError, QueueKitError
+from queue_kit.errors import ConfigurationError, QueueKitError, SchemaMismatch
 
 T = TypeVar("T")
 
@@ -30,6 +30,14 @@ PROBE = 5.0
 
 class NoAnswer(TimeoutError):
     """The database said nothing for too long."""
+
+
+class Failed(click.ClickException):
+    """A command failed on the database, `about` its schema or the database itself: a line, and exit status 1."""
+
+    def __init__(self, message: str, about: str) -> None:
+        super().__init__(message)
+        self.about = about
 
 
 def _read_option(_context: click.Context, _option: click.Parameter, text: str | None) -> URL | None:
@@ -101,7 +109,7 @@ def on_database(
     within: float | None = None,
     create: bool = False,
 ) -> T:
-    """Run an action on the database; its errors become a line, and exit status 1."""
+    """Run an action on the database; its errors become a `Failed`."""
 
     async def run() -> T:
         engine = engine_for(url, create=create)
@@ -115,7 +123,8 @@ def on_database(
     except click.ClickException:
         raise
     except Exception as error:  # noqa: BLE001 - a traceback might hold the password
-        raise click.ClickException(masked(words(error), url)) from None
+        about = "schema" if isinstance(error, SchemaMismatch) else "database"
+        raise Failed(masked(words(error), url), about) from None
 
 
 def words(error: Exception) -> str:

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from queue_kit._health import Finding, examine
 from queue_kit._transient import is_transient
-from queue_kit.cli.database import PROBE, answering, database_option, masked, on_database, words
+from queue_kit.cli.database import PROBE, Failed, answering, database_option, masked, on_database, words
 from queue_kit.cli.output import json_option, print_json, shown
 from queue_kit.fleet import alive
 
@@ -49,17 +49,20 @@ def check(url: URL, worker: str | None, as_json: bool) -> None:
     With --json: {"ok": true, "findings": [{"about": "schema", "ok": true, "words": "..."}]}
     Exit status: 0 all is well, 1 something is not, 2 wrong usage.
     """
-    if worker is None:
-        findings = on_database(url, examine, within=PROBE)
-    else:
-        findings = on_database(url, lambda engine: _alive(engine, worker))
+    try:
+        if worker is None:
+            findings = on_database(url, examine, within=PROBE)
+        else:
+            findings = on_database(url, lambda engine: _alive(engine, worker))
+    except Failed as error:
+        findings = [Finding(error.about, ok=False, words=error.message)]
     ok = all(finding.ok for finding in findings)
     if as_json:
         print_json(_Report(ok, findings))
     else:
         for finding in findings:
             mark = "ok  " if finding.ok else click.style("BAD ", fg="red", bold=True)
-            click.echo(f"{mark} {finding.words}")
+            click.echo(f"{mark} {shown(finding.words)}")
     if not ok:
         raise SystemExit(1)
 

@@ -21,11 +21,21 @@ from click.testing import CliRunner, Result
 from sqlalchemy import Engine, event, insert, make_url, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from queue_kit import CronJob, Handlers, JobState, QueueWorker, _health, add_job, register_cron_jobs, sqlite_engine
+from queue_kit import (
+    CronJob,
+    Handlers,
+    JobState,
+    QueueWorker,
+    _health,
+    add_job,
+    migrate,
+    register_cron_jobs,
+    sqlite_engine,
+)
 from queue_kit.cli import main
 from queue_kit.cli.database import PROBE
 from queue_kit.models import HISTORY, WORKERS
-from tests.conftest import sqlite_url
+from tests.conftest import engine_for, sqlite_url
 from tests.database.clock import database_now, far, occurrence
 from tests.database.running import job_in, raw
 from tests.proxy import Proxy, url_through
@@ -694,6 +704,37 @@ def test_a_mistyped_path_becomes_no_database(tmp_path, command):
     result = CliRunner().invoke(main, command, env={VARIABLE: sqlite_url(path)})
     assert (result.exit_code, "there is no file" in result.output) == (1, True), result.output
     assert not path.exists()
+
+
+@pytest.mark.parametrize("worker", [[], ["--worker"]], ids=str)
+async def test_a_script_is_told_what_keeps_a_check_from_looking(empty_database_url, tmp_path, worker):
+    async def said(url: str) -> tuple[str, str]:
+        command = ["check", *worker]
+        runs = [
+            await asyncio.to_thread(CliRunner().invoke, main, each, env={VARIABLE: url})
+            for each in (command, [*command, "--json"])
+        ]
+        report = json.loads(runs[1].stdout)
+        (finding,) = report["findings"]
+        assert runs[0].stdout == f"BAD  {finding['words']}\n"
+        assert [(run.exit_code, run.stderr) for run in runs] == [(1, "")] * 2
+        assert (report["ok"], finding["ok"]) == (False, False)
+        return finding["about"], finding["words"]
+
+    engine = engine_for(empty_database_url)
+    async with engine.connect():  # makes SQLite's file
+        about, words = await said(empty_database_url)
+    assert (about, MISSING in words) == ("schema", True)
+    await migrate.upgrade(engine)
+    await raw(engine, f"DELETE FROM queue_kit_schema WHERE version = {migrate.VERSION}")
+    await engine.dispose()
+    if not worker:
+        about, words = await said(empty_database_url)
+        assert (about, "the queue's schema is at version" in words) == ("schema", True)
+        about, words = await said("postgresql://nobody@127.0.0.1:1/x")
+        assert (about, "the database cannot be reached" in words) == ("database", True)
+    about, words = await said(sqlite_url(tmp_path / "mistyped.db"))
+    assert (about, "there is no file" in words) == ("database", True)
 
 
 def test_a_database_that_does_not_answer_is_no_fault_of_the_worker():
