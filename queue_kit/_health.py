@@ -41,7 +41,7 @@ _SNAPSHOTS = text("""
            extract(epoch FROM clock_timestamp() - xact_start) AS seconds
     FROM pg_stat_activity
     WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
-          AND (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL OR state LIKE 'idle in transaction%')
+          AND (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL)  -- others hold back no cleaning, however old
     UNION ALL
     SELECT 'the prepared transaction ' || gid, extract(epoch FROM clock_timestamp() - prepared)
     FROM pg_prepared_xacts WHERE database = current_database()
@@ -117,7 +117,7 @@ async def _snapshots(connection: AsyncConnection) -> Finding:
     rows = [row for row in await connection.execute(_SNAPSHOTS) if row.seconds is not None]
     long = [f"{printable(row.who)} for {row.seconds:.0f} s" for row in rows if row.seconds > LONG_SNAPSHOT]
     if not long:
-        return Finding("snapshots", ok=True, words="no transaction is old")
+        return Finding("snapshots", ok=True, words="no old transaction keeps dead rows")
     mend = "end them (pg_terminate_backend), and set idle_in_transaction_session_timeout"
     return Finding(
         "snapshots", ok=False, words=f"old transactions keep dead rows from being cleaned up: {', '.join(long)}; {mend}"
