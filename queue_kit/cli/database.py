@@ -129,7 +129,9 @@ def on_database(
 
 def words(error: Exception) -> str:
     """An error as a line for people."""
-    if isinstance(error, QueueKitError | ValueError | NoAnswer):
+    if isinstance(error, NoAnswer):
+        return f"{error}, or a lock is held: see `queue-kit check`"
+    if isinstance(error, QueueKitError | ValueError):
         return str(error)
     if isinstance(error, TimeoutError):
         return "the database did not answer in time"

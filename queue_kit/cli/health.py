@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from queue_kit._health import Finding, examine
 from queue_kit._transient import is_transient
-from queue_kit.cli.database import PROBE, Failed, answering, database_option, masked, on_database, words
+from queue_kit.cli.database import PROBE, Failed, NoAnswer, answering, database_option, masked, on_database, words
 from queue_kit.cli.output import json_option, print_json, shown
 from queue_kit.fleet import alive
 
@@ -51,7 +51,7 @@ def check(url: URL, worker: str | None, as_json: bool) -> None:
     """
     try:
         if worker is None:
-            findings = on_database(url, examine, within=PROBE)
+            findings = on_database(url, _examined)
         else:
             findings = on_database(url, lambda engine: _alive(engine, worker))
     except Failed as error:
@@ -65,6 +65,14 @@ def check(url: URL, worker: str | None, as_json: bool) -> None:
             click.echo(f"{mark} {shown(finding.words)}")
     if not ok:
         raise SystemExit(1)
+
+
+async def _examined(engine: AsyncEngine) -> list[Finding]:
+    try:
+        async with answering(PROBE):
+            return await examine(engine)
+    except NoAnswer as error:  # others point from here to this command
+        return [Finding("database", ok=False, words=str(error))]
 
 
 async def _alive(engine: AsyncEngine, wanted: str) -> list[Finding]:

@@ -670,6 +670,7 @@ async def test_a_database_that_says_nothing_is_waited_for_so_long(server, comman
         through = url_through(proxy, url).render_as_string(hide_password=False)
         result = await asyncio.to_thread(CliRunner().invoke, main, command, env={VARIABLE: through})
     assert "the database did not answer within 0.2 s" in result.output
+    assert ("or a lock is held: see `queue-kit check`" in result.output) is (command != ["check"])
     assert result.exit_code == (0 if "--worker" in command else 1)
 
 
