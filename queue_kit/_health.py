@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Row, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from queue_kit import migrate
+from queue_kit import _locks, migrate
 from queue_kit._statements import database
+from queue_kit._transient import LOCK_NOT_AVAILABLE, sqlstate
 from queue_kit.job import printable
 
 LONG_SNAPSHOT = 600.0
@@ -30,6 +32,7 @@ _TRIGGERS = {
     "sqlite": {"queue_kit_job_place_insert", "queue_kit_job_place_update"},
 }
 
+_WAIT_BRIEFLY = text("SET LOCAL lock_timeout = '1s'")
 _IN_RECOVERY = text("SELECT pg_is_in_recovery()")
 _CONNECTIONS = text("""
     SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
@@ -77,23 +80,47 @@ class Finding:
 
 async def examine(engine: AsyncEngine) -> list[Finding]:
     """Look at everything. Raises `SchemaMismatch`, and what the driver raises where nothing answers."""
-    dialect = engine.dialect.name
+    if engine.dialect.name == "postgresql":
+        return await _examine_server(engine)
     async with engine.execution_options(queue_kit_readonly=True).connect() as connection:
-        await migrate.check_schema(connection)
-        found = [await _schema(connection)]
-        if dialect == "postgresql":
-            found += [
-                await _server(connection),
-                await _connections(connection),
-                await _snapshots(connection),
-                await _bloat(connection),
-            ]
-        else:
-            found.append(_log(Path(engine.url.database or "")))
-        return [*found, await _indexes(connection, dialect)]
+        return [await _schema(connection), _log(Path(engine.url.database or "")), await _indexes(connection)]
+
+
+async def _examine_server(engine: AsyncEngine) -> list[Finding]:
+    found, refused = [], []
+    looks = {
+        "schema": _schema,
+        "server": _server,
+        "connections": _connections,
+        "snapshots": _snapshots,
+        "bloat": _bloat,
+        "indexes": _indexes,
+    }
+    async with engine.connect() as connection:
+        for about, look in looks.items():
+            try:
+                async with connection.begin():
+                    await connection.execute(_WAIT_BRIEFLY)
+                    found.append(await look(connection))
+            except DBAPIError as error:
+                if sqlstate(error) != LOCK_NOT_AVAILABLE:
+                    raise
+                refused.append(about)
+        return [*found, await _locks_of(connection, refused)]
+
+
+async def _locks_of(connection: AsyncConnection, refused: list[str]) -> Finding:
+    rows = await _locks.involved(connection)
+    if refused:
+        who = _locks.told(rows) if rows else "it is gone by now"
+        return Finding("locks", ok=False, words=f"a lock kept the check from looking at {' and '.join(refused)}: {who}")
+    if _locks.lasts(rows):
+        return Finding("locks", ok=False, words=f"a lock keeps others from the queue's tables: {_locks.told(rows)}")
+    return Finding("locks", ok=True, words="no lock keeps others from the queue's tables for long")
 
 
 async def _schema(connection: AsyncConnection) -> Finding:
+    await migrate.check_schema(connection)
     row = (await connection.execute(database.schema_version())).one()
     return Finding("schema", ok=True, words=f"the schema is at version {row.version}, as a worker needs it")
 
@@ -152,7 +179,8 @@ def _log(path: Path) -> Finding:
     return Finding("snapshots", ok=False, words=f"{words}: a process reads in one transaction for too long; end it")
 
 
-async def _indexes(connection: AsyncConnection, dialect: str) -> Finding:
+async def _indexes(connection: AsyncConnection) -> Finding:
+    dialect = connection.dialect.name
     tables = migrate.metadata.sorted_tables
     parameters = {"tables": [table.name for table in tables]} if dialect == "postgresql" else {}
     built = {str(row[0]).rpartition(".")[2] for row in await connection.execute(_BUILT[dialect], parameters)}

@@ -35,7 +35,7 @@ class _Report:
 @json_option
 def check(url: URL, worker: str | None, as_json: bool) -> None:
     """Tell whether a worker of this version could start on the database, and whether the database keeps it quick:
-    connections left, old transactions, dead rows, missing indexes.
+    connections left, old transactions, dead rows, locks, missing indexes.
 
     With --worker, tell whether a worker is alive: whether it said so within the last 45 seconds. A database that does
     not answer is not its fault, so that alone is no failure. Either waits 5 seconds for the database.

@@ -19,7 +19,7 @@ import pytest
 from click import unstyle
 from click.testing import CliRunner, Result
 from sqlalchemy import Engine, event, insert, make_url, text, update
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from queue_kit import (
     CronJob,
@@ -27,6 +27,7 @@ from queue_kit import (
     JobState,
     QueueWorker,
     _health,
+    _locks,
     add_job,
     migrate,
     register_cron_jobs,
@@ -548,7 +549,7 @@ async def test_a_healthy_database_is_said_to_be(engine, cli):
     about = {finding["about"] for finding in report["findings"]}
     assert about >= {"schema", "snapshots", "indexes"}
     if engine.dialect.name == "postgresql":
-        assert about == {"schema", "server", "connections", "snapshots", "bloat", "indexes"}
+        assert about == {"schema", "server", "connections", "snapshots", "bloat", "indexes", "locks"}
 
 
 @pytest.mark.parametrize("index", ["queue_kit_job_ready", "queue_kit_job_failed_name"])
@@ -588,7 +589,8 @@ async def test_an_old_transaction_is_named(pg_engine, postgres_url, monkeypatch,
 async def test_an_old_transaction_that_keeps_no_dead_rows_is_not_blamed_for_them(pg_engine, postgres_url, monkeypatch):
     monkeypatch.setattr(_health, "LONG_SNAPSHOT", 0.0)
     async with pg_engine.connect() as user:
-        await user.scalar(text("SELECT count(*) FROM queue_kit_job"))  # READ COMMITTED, and idle since
+        await user.scalar(text("SELECT count(*) FROM queue_kit_job"))  # READ COMMITTED
+        await user.execute(text("SET LOCAL application_name = 'idle'"))  # ends the query, whose portal has a snapshot
         result = await checked(postgres_url)
     assert (result.exit_code, "no old transaction keeps dead rows" in result.output) == (0, True), result.output
 
@@ -611,6 +613,73 @@ async def test_a_log_that_a_reader_holds_up_is_told(sqlite_path, monkeypatch):
     monkeypatch.setattr(_health, "LONG_LOG", -1)
     said = await checked(sqlite_url(sqlite_path))
     assert (said.exit_code, "a process reads in one transaction for too long" in said.output) == (1, True)
+
+
+async def locks_of(url: str, *, status: int) -> tuple[str, set[str]]:
+    """What a check says of locks, and what else it has looked at."""
+    result = await asyncio.to_thread(CliRunner().invoke, main, ["check", "--json"], env={VARIABLE: url})
+    found = {finding["about"]: finding["words"] for finding in json.loads(result.stdout)["findings"]}
+    assert result.exit_code == status, found
+    return found.pop("locks"), set(found)
+
+
+async def test_who_holds_and_who_waits_for_a_lock_is_named_and_hides_no_other_finding(pg_engine, postgres_url):
+    """A lock that a long transaction keeps another from having, and everybody waits behind it."""
+    told = pg_engine.execution_options(isolation_level="REPEATABLE READ")
+    async with told.connect() as holder, pg_engine.connect() as waiter:
+        await holder.execute(text("SET LOCAL application_name = 'a report'"))
+        await holder.execute(text("SELECT 'geheim', count(*) FROM queue_kit_job"))
+        pids = [await each.scalar(text("SELECT pg_backend_pid()")) for each in (holder, waiter)]
+        locking = asyncio.create_task(waiter.execute(text("LOCK TABLE queue_kit_job")))
+        async with pg_engine.connect() as looker:
+            await until_waiting(looker, pids[1])
+        said, others = await locks_of(postgres_url, status=1)
+        await holder.rollback()
+        await locking
+    assert others == {"schema", "server", "connections", "snapshots", "indexes"}
+    assert "a lock kept the check from looking at bloat: " in said
+    holds = f"connection {pids[0]} of [^ ]+ \\(idle in transaction, application a report\\) holds "
+    assert re.search(holds + r"AccessShareLock of queue_kit_job in a transaction of \d+ s; ", said), said
+    waits = (
+        rf"connection {pids[1]} of [^ ]+ \(active, .*\) waits for AccessExclusiveLock of queue_kit_job since \d+ s; "
+    )
+    assert re.search(waits, said), said
+    assert said.endswith(f"to end the first, as one who may: SELECT pg_terminate_backend({pids[0]})")
+    assert ("geheim" in said, "LOCK TABLE" in said) == (False, False)
+    assert "no lock keeps others" in (await locks_of(postgres_url, status=0))[0]
+
+
+async def until_waiting(connection: AsyncConnection, pid: int) -> None:
+    async def waiting() -> bool:
+        return bool(await connection.scalar(text(f"SELECT cardinality(pg_blocking_pids({pid}))")))
+
+    await until(waiting)
+
+
+@pytest.mark.parametrize(
+    ("table", "mode", "hidden"),
+    [
+        ("queue_kit_schema", "ACCESS EXCLUSIVE", {"schema"}),
+        ("queue_kit_job", "ACCESS EXCLUSIVE", {"bloat"}),
+        ("queue_kit_worker", "ACCESS EXCLUSIVE", set()),
+        ("queue_kit_job", "SHARE", set()),
+    ],
+)
+async def test_a_lock_that_lasts_is_told_also_when_only_workers_wait_for_it(
+    pg_engine, postgres_url, monkeypatch, table, mode, hidden
+):
+    async with pg_engine.connect() as holder:
+        pid = await holder.scalar(text("SELECT pg_backend_pid()"))
+        await holder.execute(text(f"LOCK TABLE {table} IN {mode} MODE"))
+        if not hidden:
+            assert "no lock keeps others" in (await locks_of(postgres_url, status=0))[0]
+            monkeypatch.setattr(_locks, "LONG_LOCK", 0.0)
+        said, others = await locks_of(postgres_url, status=1)
+    assert {"schema", "server", "connections", "snapshots", "bloat", "indexes"} - others == hidden
+    lock = f"{mode.title().replace(' ', '')}Lock of {table}"
+    assert f"connection {pid} of " in said
+    assert f"holds {lock} in a transaction of " in said
+    assert f"SELECT pg_terminate_backend({pid})" in said
 
 
 async def test_a_worker_is_alive_until_it_is_silent(engine, cli):
