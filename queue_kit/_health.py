@@ -83,7 +83,8 @@ async def examine(engine: AsyncEngine) -> list[Finding]:
     if engine.dialect.name == "postgresql":
         return await _examine_server(engine)
     async with engine.execution_options(queue_kit_readonly=True).connect() as connection:
-        return [await _schema(connection), _log(Path(engine.url.database or "")), await _indexes(connection)]
+        found = [await _schema(connection), _log(Path(engine.url.database or "")), await _indexes(connection)]
+    return [*found, await _writer(engine)]
 
 
 async def _examine_server(engine: AsyncEngine) -> list[Finding]:
@@ -117,6 +118,13 @@ async def _locks_of(connection: AsyncConnection, refused: list[str]) -> Finding:
     if _locks.lasts(rows):
         return Finding("locks", ok=False, words=f"a lock keeps others from the queue's tables: {_locks.told(rows)}")
     return Finding("locks", ok=True, words="no lock keeps others from the queue's tables for long")
+
+
+async def _writer(engine: AsyncEngine) -> Finding:
+    trouble = await _locks.trouble_of_writers(engine)
+    if trouble is not None:
+        return Finding("locks", ok=False, words=trouble)
+    return Finding("locks", ok=True, words="nobody keeps the lock of the file's one writer")
 
 
 async def _schema(connection: AsyncConnection) -> Finding:

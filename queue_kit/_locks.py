@@ -4,12 +4,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Row, text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from queue_kit._transient import is_busy
 from queue_kit.job import printable
 
 LONG_LOCK = 5.0
 """Seconds from which on a lock that keeps others from the queue's tables is too long; migrations wait for less."""
+
+LONG_WRITE = 2.0
+"""The same of SQLite's one writer: handlers that hold the lock one after the other leave it after each second."""
 
 _SHOWN = 5
 
@@ -70,3 +75,19 @@ def _told(row: Row[Any]) -> str:
     if row.waits:
         return printable(f"{who} waits for {row.locks or 'another lock'} since {seconds} s")
     return printable(f"{who} holds {row.locks or 'what others wait for'} in a transaction of {seconds} s")
+
+
+async def trouble_of_writers(engine: AsyncEngine) -> str | None:
+    """Why nobody can write SQLite's file, if so. Begins a transaction as a worker does, and rolls it back."""
+    async with engine.connect() as connection:
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        await driver.execute(f"PRAGMA busy_timeout = {LONG_WRITE * 1_000:.0f}")
+        try:
+            await connection.begin()
+        except DBAPIError as error:
+            if is_busy(error):
+                mend = "end its transaction, or it (`fuser` tells who has the file open)"
+                return f"a process has held the lock of the file's one writer for {LONG_WRITE:g} s: {mend}"
+            return f"no transaction that writes can begin: {error.orig}"
+        await connection.rollback()
+    return None

@@ -2,6 +2,7 @@
 what a hostile payload does not do to a terminal."""
 
 import asyncio
+import contextlib
 import inspect
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 from datetime import timedelta
@@ -550,6 +552,8 @@ async def test_a_healthy_database_is_said_to_be(engine, cli):
     assert about >= {"schema", "snapshots", "indexes"}
     if engine.dialect.name == "postgresql":
         assert about == {"schema", "server", "connections", "snapshots", "bloat", "indexes", "locks"}
+    else:
+        assert about == {"schema", "snapshots", "indexes", "locks"}
 
 
 @pytest.mark.parametrize("index", ["queue_kit_job_ready", "queue_kit_job_failed_name"])
@@ -680,6 +684,20 @@ async def test_a_lock_that_lasts_is_told_also_when_only_workers_wait_for_it(
     assert f"connection {pid} of " in said
     assert f"holds {lock} in a transaction of " in said
     assert f"SELECT pg_terminate_backend({pid})" in said
+
+
+async def test_a_process_that_keeps_the_lock_of_sqlite_is_told(sqlite_path, monkeypatch):
+    monkeypatch.setattr(_locks, "LONG_WRITE", 0.2)
+    url = sqlite_url(sqlite_path)
+    with contextlib.closing(sqlite3.connect(sqlite_path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        said, others = await locks_of(url, status=1)
+        other.execute("ROLLBACK")
+        assert said.startswith("a process has held the lock of the file's one writer for 0.2 s: ")
+        assert others == {"schema", "snapshots", "indexes"}
+        assert await locks_of(url, status=0) == ("nobody keeps the lock of the file's one writer", others)
+        other.execute("BEGIN IMMEDIATE")  # the check keeps no lock of its own
+        other.execute("ROLLBACK")
 
 
 async def test_a_worker_is_alive_until_it_is_silent(engine, cli):
