@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Row, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from queue_kit import migrate
+from queue_kit import _locks, migrate
 from queue_kit._statements import database
+from queue_kit._transient import LOCK_NOT_AVAILABLE, sqlstate
 from queue_kit.job import printable
 
 LONG_SNAPSHOT = 600.0
@@ -30,6 +32,7 @@ _TRIGGERS = {
     "sqlite": {"queue_kit_job_place_insert", "queue_kit_job_place_update"},
 }
 
+_WAIT_BRIEFLY = text("SET LOCAL lock_timeout = '1s'")
 _IN_RECOVERY = text("SELECT pg_is_in_recovery()")
 _CONNECTIONS = text("""
     SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
@@ -41,7 +44,7 @@ _SNAPSHOTS = text("""
            extract(epoch FROM clock_timestamp() - xact_start) AS seconds
     FROM pg_stat_activity
     WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
-          AND (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL OR state LIKE 'idle in transaction%')
+          AND (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL)  -- others hold back no cleaning, however old
     UNION ALL
     SELECT 'the prepared transaction ' || gid, extract(epoch FROM clock_timestamp() - prepared)
     FROM pg_prepared_xacts WHERE database = current_database()
@@ -77,23 +80,55 @@ class Finding:
 
 async def examine(engine: AsyncEngine) -> list[Finding]:
     """Look at everything. Raises `SchemaMismatch`, and what the driver raises where nothing answers."""
-    dialect = engine.dialect.name
+    if engine.dialect.name == "postgresql":
+        return await _examine_server(engine)
     async with engine.execution_options(queue_kit_readonly=True).connect() as connection:
-        await migrate.check_schema(connection)
-        found = [await _schema(connection)]
-        if dialect == "postgresql":
-            found += [
-                await _server(connection),
-                await _connections(connection),
-                await _snapshots(connection),
-                await _bloat(connection),
-            ]
-        else:
-            found.append(_log(Path(engine.url.database or "")))
-        return [*found, await _indexes(connection, dialect)]
+        found = [await _schema(connection), _log(Path(engine.url.database or "")), await _indexes(connection)]
+    return [*found, await _writer(engine)]
+
+
+async def _examine_server(engine: AsyncEngine) -> list[Finding]:
+    found, refused = [], []
+    looks = {
+        "schema": _schema,
+        "server": _server,
+        "connections": _connections,
+        "snapshots": _snapshots,
+        "bloat": _bloat,
+        "indexes": _indexes,
+    }
+    async with engine.connect() as connection:
+        for about, look in looks.items():
+            try:
+                async with connection.begin():
+                    await connection.execute(_WAIT_BRIEFLY)
+                    found.append(await look(connection))
+            except DBAPIError as error:
+                if sqlstate(error) != LOCK_NOT_AVAILABLE:
+                    raise
+                refused.append(about)
+        return [*found, await _locks_of(connection, refused)]
+
+
+async def _locks_of(connection: AsyncConnection, refused: list[str]) -> Finding:
+    rows = await _locks.involved(connection)
+    if refused:
+        who = _locks.told(rows) if rows else "it is gone by now"
+        return Finding("locks", ok=False, words=f"a lock kept the check from looking at {' and '.join(refused)}: {who}")
+    if _locks.lasts(rows):
+        return Finding("locks", ok=False, words=f"a lock keeps others from the queue's tables: {_locks.told(rows)}")
+    return Finding("locks", ok=True, words="no lock keeps others from the queue's tables for long")
+
+
+async def _writer(engine: AsyncEngine) -> Finding:
+    trouble = await _locks.trouble_of_writers(engine)
+    if trouble is not None:
+        return Finding("locks", ok=False, words=trouble)
+    return Finding("locks", ok=True, words="nobody keeps the lock of the file's one writer")
 
 
 async def _schema(connection: AsyncConnection) -> Finding:
+    await migrate.check_schema(connection)
     row = (await connection.execute(database.schema_version())).one()
     return Finding("schema", ok=True, words=f"the schema is at version {row.version}, as a worker needs it")
 
@@ -117,7 +152,7 @@ async def _snapshots(connection: AsyncConnection) -> Finding:
     rows = [row for row in await connection.execute(_SNAPSHOTS) if row.seconds is not None]
     long = [f"{printable(row.who)} for {row.seconds:.0f} s" for row in rows if row.seconds > LONG_SNAPSHOT]
     if not long:
-        return Finding("snapshots", ok=True, words="no transaction is old")
+        return Finding("snapshots", ok=True, words="no old transaction keeps dead rows")
     mend = "end them (pg_terminate_backend), and set idle_in_transaction_session_timeout"
     return Finding(
         "snapshots", ok=False, words=f"old transactions keep dead rows from being cleaned up: {', '.join(long)}; {mend}"
@@ -152,7 +187,8 @@ def _log(path: Path) -> Finding:
     return Finding("snapshots", ok=False, words=f"{words}: a process reads in one transaction for too long; end it")
 
 
-async def _indexes(connection: AsyncConnection, dialect: str) -> Finding:
+async def _indexes(connection: AsyncConnection) -> Finding:
+    dialect = connection.dialect.name
     tables = migrate.metadata.sorted_tables
     parameters = {"tables": [table.name for table in tables]} if dialect == "postgresql" else {}
     built = {str(row[0]).rpartition(".")[2] for row in await connection.execute(_BUILT[dialect], parameters)}

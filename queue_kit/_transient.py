@@ -62,6 +62,8 @@ def is_transient(error: BaseException) -> bool:
     if is_connection_lost(error):
         return True
     if _is_of_database(error):
+        if _is_of_connection(error):
+            return True
         state = sqlstate(error)
         if state is not None:
             return state.startswith(_CLASSES) or state in _STATES
@@ -78,6 +80,18 @@ def _is_of_database(error: BaseException) -> bool:
     """What SQLAlchemy has made of a driver's error; and asyncpg's own, which come as they are while SQLAlchemy sets a
     new connection up."""
     return isinstance(error, DBAPIError) or type(error).__module__.startswith("asyncpg.")
+
+
+def _is_of_connection(error: BaseException) -> bool:
+    """Whether the server refused or ended the whole connection, so that no statement is wrong: it says FATAL then. A
+    database that takes no connections has the SQLSTATE of a sequence that was not used yet."""
+    cause = getattr(error, "orig", error)
+    return any(getattr(each, "severity_en", None) == "FATAL" for each in (cause, getattr(cause, "__cause__", None)))
+
+
+def is_busy(error: BaseException) -> bool:
+    """Whether somebody else holds SQLite's lock."""
+    return _sqlite_code(error) == sqlite3.SQLITE_BUSY
 
 
 def _sqlite_code(error: BaseException) -> int:

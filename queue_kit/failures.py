@@ -13,6 +13,7 @@ from queue_kit._database import Database
 from queue_kit._dialect.columns import nearest_instant
 from queue_kit._reach import check_limit, check_words, is_name, session_on
 from queue_kit._statements import looking
+from queue_kit.job import printable
 
 NEWEST = 2_000
 """How many failed jobs are looked at, the newest: reading one's errors costs some 20 us."""
@@ -33,7 +34,8 @@ _VARIABLE = re.compile(
 @dataclass(frozen=True, slots=True)
 class FailureGroup:
     """Failed jobs of one name whose last error has one class and, but for numbers, ids and quoted words (`…`), one
-    message. The class is "" where no exception was the cause. `last_job_id` failed last, at `last_failed_at`.
+    message, with its control characters escaped. The class is "" where no exception was the cause. `last_job_id` failed
+    last, at `last_failed_at`.
 
     `more` tells that there are older failed jobs, at which nobody looked: the count may be larger.
     """
@@ -94,9 +96,11 @@ def key_of(row: Row[Any]) -> tuple[str, str, str]:
 
 
 def head_of(message: str) -> str:
-    """A message's first line without what differs from job to job; that of a head is itself."""
-    line = next(iter(message.strip().splitlines()), "")
-    return _VARIABLE.sub(lambda found: f"{found['quote']}…{found['quote']}" if found["quote"] else "…", line)[:MAX_HEAD]
+    """A message's first line without what differs from job to job, as it can be shown; that of a head is itself, so
+    what was copied from a terminal will do."""
+    line = printable(next(iter(message.strip().splitlines()), ""))
+    head = _VARIABLE.sub(lambda found: f"{found['quote']}…{found['quote']}" if found["quote"] else "…", line)
+    return head[:MAX_HEAD].strip()
 
 
 def matching(rows: Iterable[Row[Any]], *, error_class: str | None, message: str | None) -> list[int]:

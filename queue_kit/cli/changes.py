@@ -121,10 +121,12 @@ def _change(
         change = on_database(url, lambda engine: _each(engine, ids, one))
     else:
         fit = on_database(url, lambda engine: many(engine, **given, limit=limit, dry_run=True), within=ANSWER)
+        chosen = ", ".join(f"{key.replace('_', ' ')} {shown(value)}" for key, value in given.items())
         if fit.changed:
-            chosen = ", ".join(f"{key.replace('_', ' ')} {shown(value)}" for key, value in given.items())
             more = f" (more than {limit:,} fit; these first)" if fit.more else ""
             confirm(f"{verb} {amount(fit.changed, 'job')} of {chosen}{more}?", yes=yes)
+        else:
+            click.echo(f"no job fits {chosen}", err=True)
         change = fit
         if fit.changed:
             change = on_database(url, lambda engine: many(engine, **given, limit=limit), within=ANSWER)

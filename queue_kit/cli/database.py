@@ -32,6 +32,14 @@ class NoAnswer(TimeoutError):
     """The database said nothing for too long."""
 
 
+class Failed(click.ClickException):
+    """A command failed on the database, `about` its schema or the database itself: a line, and exit status 1."""
+
+    def __init__(self, message: str, about: str) -> None:
+        super().__init__(message)
+        self.about = about
+
+
 def _read_option(_context: click.Context, _option: click.Parameter, text: str | None) -> URL | None:
     try:
         return None if text is None else read_url(text)
@@ -101,7 +109,7 @@ def on_database(
     within: float | None = None,
     create: bool = False,
 ) -> T:
-    """Run an action on the database; its errors become a line, and exit status 1."""
+    """Run an action on the database; its errors become a `Failed`."""
 
     async def run() -> T:
         engine = engine_for(url, create=create)
@@ -115,12 +123,15 @@ def on_database(
     except click.ClickException:
         raise
     except Exception as error:  # noqa: BLE001 - a traceback might hold the password
-        raise click.ClickException(masked(words(error), url)) from None
+        about = "schema" if isinstance(error, SchemaMismatch) else "database"
+        raise Failed(masked(words(error), url), about) from None
 
 
 def words(error: Exception) -> str:
     """An error as a line for people."""
-    if isinstance(error, QueueKitError | ValueError | NoAnswer):
+    if isinstance(error, NoAnswer):
+        return f"{error}, or a lock is held: see `queue-kit check`"
+    if isinstance(error, QueueKitError | ValueError):
         return str(error)
     if isinstance(error, TimeoutError):
         return "the database did not answer in time"

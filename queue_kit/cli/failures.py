@@ -5,7 +5,7 @@ from sqlalchemy import URL
 
 from queue_kit.cli.database import ANSWER, database_option, on_database
 from queue_kit.cli.output import json_option, print_json, print_table
-from queue_kit.failures import MAX_GROUPS, NEWEST, failure_groups
+from queue_kit.failures import MAX_GROUPS, MAX_HEAD, NEWEST, failure_groups
 
 
 @click.command(
@@ -19,6 +19,7 @@ from queue_kit.failures import MAX_GROUPS, NEWEST, failure_groups
     Example:
       queue-kit failures
       queue-kit retry --name email.send --error-class KeyError
+      queue-kit retry --message 'no order …'
 
     With --json: a list of {{"name", "error_class", "message", "count", "last_failed_at", "last_job_id", "more"}}.
     """
@@ -39,6 +40,7 @@ def failures(url: URL, name: str | None, limit: int, as_json: bool) -> None:
             (each.count, each.name, each.error_class or None, each.message, each.last_failed_at, each.last_job_id)
             for each in groups
         ],
+        most=MAX_HEAD,  # what is cut could not be pasted into `queue-kit retry`
     )
     if groups and groups[0].more:
         click.echo(f"more: only the newest {NEWEST:,} failed jobs were looked at", err=True)

@@ -52,15 +52,15 @@ def plain(value: Any) -> Any:
             return value
 
 
-def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]], *, most: int = MAX_CELL) -> None:
     """Print a table."""
-    for line in table(headings, rows):
+    for line in table(headings, rows, most=most):
         click.echo(line)
 
 
-def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    """The lines of a table; numbers to the right. Wider cells than 80 characters are cut."""
-    cells = [[_cell(each) for each in row] for row in rows]
+def table(headings: Sequence[str], rows: Iterable[Sequence[object]], *, most: int = MAX_CELL) -> list[str]:
+    """The lines of a table; numbers to the right. Cells of more than `most` characters are cut."""
+    cells = [[_cell(each, most) for each in row] for row in rows]
     right = [bool(cells) and all(_is_number(row[at]) for row in cells) for at in range(len(headings))]
     widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
     lines = [
@@ -73,10 +73,10 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str
     return [click.style(lines[0], bold=True), *lines[1:]]
 
 
-def _cell(value: object) -> str:
+def _cell(value: object, most: int) -> str:
     if value is None:
         return "-"
-    return cut(shown(value), MAX_CELL)
+    return cut(shown(value), most)
 
 
 def cut(text: str, most: int) -> str:

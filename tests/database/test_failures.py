@@ -147,6 +147,8 @@ async def test_a_time_that_python_cannot_hold_hides_no_failures(pg_engine, time)
         ("\n\n  first\nsecond", "first"),
         ("", ""),
         ("x" * 300, "x" * 200),
+        ("\x1b[31mred\ttext ", "\\x…b[…mred\\ttext"),
+        (f"{'x' * 199} 'a'", "x" * 199),
     ],
 )
 def test_a_head_leaves_out_what_differs_and_is_its_own_head(message, head):

@@ -2,6 +2,7 @@
 what a hostile payload does not do to a terminal."""
 
 import asyncio
+import contextlib
 import inspect
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 from datetime import timedelta
@@ -18,14 +20,25 @@ from typing import Any
 import pytest
 from click import unstyle
 from click.testing import CliRunner, Result
-from sqlalchemy import Engine, event, insert, text, update
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import Engine, event, insert, make_url, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from queue_kit import CronJob, Handlers, JobState, QueueWorker, _health, add_job, register_cron_jobs, sqlite_engine
+from queue_kit import (
+    CronJob,
+    Handlers,
+    JobState,
+    QueueWorker,
+    _health,
+    _locks,
+    add_job,
+    migrate,
+    register_cron_jobs,
+    sqlite_engine,
+)
 from queue_kit.cli import main
 from queue_kit.cli.database import PROBE
 from queue_kit.models import HISTORY, WORKERS
-from tests.conftest import sqlite_url
+from tests.conftest import engine_for, sqlite_url
 from tests.database.clock import database_now, far, occurrence
 from tests.database.running import job_in, raw
 from tests.proxy import Proxy, url_through
@@ -292,7 +305,39 @@ async def test_a_filter_counts_and_asks_first(engine, cli, monkeypatch):
     assert "Aborted!" in said
     said = await cli("retry", "--message", "order 9 is gone", "--limit", "2", stdin="y\n")
     assert "2 jobs retried: more fit, run it again" in said
-    assert await cli("retry", "--error-class", "KeyError") == "0 jobs retried\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["retry", "--error-class", "Wrong"], ("0 jobs retried\n", "no job fits error class Wrong\n")),
+        (["cancel", "--name", HOSTILE[:5]], ("0 jobs cancelled\n", "no job fits name \\x1b]0;o\n")),
+    ],
+)
+async def test_a_filter_that_nothing_fits_is_told_beside_what_a_script_reads(engine, database_url, command, said):
+    await job_in(engine, "failed", name="mail", errors=error())
+    result = await asyncio.to_thread(CliRunner().invoke, main, command, env={VARIABLE: database_url})
+    assert (result.exit_code, (result.stdout, result.stderr)) == (0, said)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "the mail server of the customer refused the recipient for good, and says that order 7 cannot be sent to it",
+        "x" * 300,
+        "\x1b[31mred\x1b[0m text",
+        "a tab\tand spaces  \nand another line",
+        f"{'x' * 190} 'quoted words that are longer than what is left'",
+        f"{'x' * 197}\x1b[31m",
+    ],
+)
+async def test_a_message_can_be_copied_from_the_failures_to_a_retry(engine, cli, message):
+    job_id = await job_in(engine, "failed", name="mail", errors=error(message=message))
+    headings, row = (await cli("failures")).splitlines()
+    copied = row[headings.index("MESSAGE") : headings.index("LAST (UTC)")].strip()
+    assert await cli("retry", "--message", copied, "--yes") == "1 job retried\n"
+    await change(engine, job_id, status=3)
+    assert await cli("retry", "--message", message, "--yes") == "1 job retried\n"
 
 
 async def test_a_question_is_not_part_of_what_a_script_reads(engine, database_url, monkeypatch):
@@ -506,7 +551,9 @@ async def test_a_healthy_database_is_said_to_be(engine, cli):
     about = {finding["about"] for finding in report["findings"]}
     assert about >= {"schema", "snapshots", "indexes"}
     if engine.dialect.name == "postgresql":
-        assert about == {"schema", "server", "connections", "snapshots", "bloat", "indexes"}
+        assert about == {"schema", "server", "connections", "snapshots", "bloat", "indexes", "locks"}
+    else:
+        assert about == {"schema", "snapshots", "indexes", "locks"}
 
 
 @pytest.mark.parametrize("index", ["queue_kit_job_ready", "queue_kit_job_failed_name"])
@@ -543,15 +590,27 @@ async def test_a_standby_is_told(postgres_url, monkeypatch):
     assert (said.exit_code, "BAD  the server is a standby: a worker needs the primary" in said.output) == (1, True)
 
 
-async def test_an_old_transaction_is_named(pg_engine, postgres_url, monkeypatch):
+@pytest.mark.parametrize("holds", ["SET TRANSACTION ISOLATION LEVEL REPEATABLE READ", "SELECT pg_current_xact_id()"])
+async def test_an_old_transaction_is_named(pg_engine, postgres_url, monkeypatch, holds):
+    """As long as it keeps dead rows: by its snapshot, or by what it has written."""
     monkeypatch.setattr(_health, "LONG_SNAPSHOT", 0.0)
     async with pg_engine.connect() as user:
+        await user.execute(text(holds))
         pid = await user.scalar(text("SELECT pg_backend_pid()"))
         result = await checked(postgres_url)
     assert result.exit_code == 1
     assert f"connection {pid} of " in result.output
     assert "(idle in transaction)" in result.output
     assert (await checked(postgres_url)).exit_code == 0
+
+
+async def test_an_old_transaction_that_keeps_no_dead_rows_is_not_blamed_for_them(pg_engine, postgres_url, monkeypatch):
+    monkeypatch.setattr(_health, "LONG_SNAPSHOT", 0.0)
+    async with pg_engine.connect() as user:
+        await user.scalar(text("SELECT count(*) FROM queue_kit_job"))  # READ COMMITTED
+        await user.execute(text("SET LOCAL application_name = 'idle'"))  # ends the query, whose portal has a snapshot
+        result = await checked(postgres_url)
+    assert (result.exit_code, "no old transaction keeps dead rows" in result.output) == (0, True), result.output
 
 
 async def test_dead_rows_that_nobody_cleans_up_are_told(pg_engine, postgres_url, monkeypatch):
@@ -572,6 +631,87 @@ async def test_a_log_that_a_reader_holds_up_is_told(sqlite_path, monkeypatch):
     monkeypatch.setattr(_health, "LONG_LOG", -1)
     said = await checked(sqlite_url(sqlite_path))
     assert (said.exit_code, "a process reads in one transaction for too long" in said.output) == (1, True)
+
+
+async def locks_of(url: str, *, status: int) -> tuple[str, set[str]]:
+    """What a check says of locks, and what else it has looked at."""
+    result = await asyncio.to_thread(CliRunner().invoke, main, ["check", "--json"], env={VARIABLE: url})
+    found = {finding["about"]: finding["words"] for finding in json.loads(result.stdout)["findings"]}
+    assert result.exit_code == status, found
+    return found.pop("locks"), set(found)
+
+
+async def test_who_holds_and_who_waits_for_a_lock_is_named_and_hides_no_other_finding(pg_engine, postgres_url):
+    """A lock that a long transaction keeps another from having, and everybody waits behind it."""
+    told = pg_engine.execution_options(isolation_level="REPEATABLE READ")
+    async with told.connect() as holder, pg_engine.connect() as waiter:
+        await holder.execute(text("SET LOCAL application_name = 'a report'"))
+        await holder.execute(text("SELECT 'geheim', count(*) FROM queue_kit_job"))
+        pids = [await each.scalar(text("SELECT pg_backend_pid()")) for each in (holder, waiter)]
+        locking = asyncio.create_task(waiter.execute(text("LOCK TABLE queue_kit_job")))
+        async with pg_engine.connect() as looker:
+            await until_waiting(looker, pids[1])
+        said, others = await locks_of(postgres_url, status=1)
+        await holder.rollback()
+        await locking
+    assert others == {"schema", "server", "connections", "snapshots", "indexes"}
+    assert "a lock kept the check from looking at bloat: " in said
+    holds = f"connection {pids[0]} of [^ ]+ \\(idle in transaction, application a report\\) holds "
+    assert re.search(holds + r"AccessShareLock of queue_kit_job in a transaction of \d+ s; ", said), said
+    waits = (
+        rf"connection {pids[1]} of [^ ]+ \(active, .*\) waits for AccessExclusiveLock of queue_kit_job since \d+ s; "
+    )
+    assert re.search(waits, said), said
+    assert said.endswith(f"to end the first, as one who may: SELECT pg_terminate_backend({pids[0]})")
+    assert ("geheim" in said, "LOCK TABLE" in said) == (False, False)
+    assert "no lock keeps others" in (await locks_of(postgres_url, status=0))[0]
+
+
+async def until_waiting(connection: AsyncConnection, pid: int) -> None:
+    async def waiting() -> bool:
+        return bool(await connection.scalar(text(f"SELECT cardinality(pg_blocking_pids({pid}))")))
+
+    await until(waiting)
+
+
+@pytest.mark.parametrize(
+    ("table", "mode", "hidden"),
+    [
+        ("queue_kit_schema", "ACCESS EXCLUSIVE", {"schema"}),
+        ("queue_kit_job", "ACCESS EXCLUSIVE", {"bloat"}),
+        ("queue_kit_worker", "ACCESS EXCLUSIVE", set()),
+        ("queue_kit_job", "SHARE", set()),
+    ],
+)
+async def test_a_lock_that_lasts_is_told_also_when_only_workers_wait_for_it(
+    pg_engine, postgres_url, monkeypatch, table, mode, hidden
+):
+    async with pg_engine.connect() as holder:
+        pid = await holder.scalar(text("SELECT pg_backend_pid()"))
+        await holder.execute(text(f"LOCK TABLE {table} IN {mode} MODE"))
+        if not hidden:
+            assert "no lock keeps others" in (await locks_of(postgres_url, status=0))[0]
+            monkeypatch.setattr(_locks, "LONG_LOCK", 0.0)
+        said, others = await locks_of(postgres_url, status=1)
+    assert {"schema", "server", "connections", "snapshots", "bloat", "indexes"} - others == hidden
+    lock = f"{mode.title().replace(' ', '')}Lock of {table}"
+    assert f"connection {pid} of " in said
+    assert f"holds {lock} in a transaction of " in said
+    assert f"SELECT pg_terminate_backend({pid})" in said
+
+
+async def test_a_process_that_keeps_the_lock_of_sqlite_is_told(sqlite_path, monkeypatch):
+    monkeypatch.setattr(_locks, "LONG_WRITE", 0.2)
+    url = sqlite_url(sqlite_path)
+    with contextlib.closing(sqlite3.connect(sqlite_path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        said, others = await locks_of(url, status=1)
+        other.execute("ROLLBACK")
+        assert said.startswith("a process has held the lock of the file's one writer for 0.2 s: ")
+        assert others == {"schema", "snapshots", "indexes"}
+        assert await locks_of(url, status=0) == ("nobody keeps the lock of the file's one writer", others)
+        other.execute("BEGIN IMMEDIATE")  # the check keeps no lock of its own
+        other.execute("ROLLBACK")
 
 
 async def test_a_worker_is_alive_until_it_is_silent(engine, cli):
@@ -631,6 +771,7 @@ async def test_a_database_that_says_nothing_is_waited_for_so_long(server, comman
         through = url_through(proxy, url).render_as_string(hide_password=False)
         result = await asyncio.to_thread(CliRunner().invoke, main, command, env={VARIABLE: through})
     assert "the database did not answer within 0.2 s" in result.output
+    assert ("or a lock is held: see `queue-kit check`" in result.output) is (command != ["check"])
     assert result.exit_code == (0 if "--worker" in command else 1)
 
 
@@ -678,12 +819,66 @@ def test_a_mistyped_path_becomes_no_database(tmp_path, command):
     assert not path.exists()
 
 
+@pytest.mark.parametrize("worker", [[], ["--worker"]], ids=str)
+async def test_a_script_is_told_what_keeps_a_check_from_looking(empty_database_url, tmp_path, worker):
+    async def said(url: str) -> tuple[str, str]:
+        command = ["check", *worker]
+        runs = [
+            await asyncio.to_thread(CliRunner().invoke, main, each, env={VARIABLE: url})
+            for each in (command, [*command, "--json"])
+        ]
+        report = json.loads(runs[1].stdout)
+        (finding,) = report["findings"]
+        assert runs[0].stdout == f"BAD  {finding['words']}\n"
+        assert [(run.exit_code, run.stderr) for run in runs] == [(1, "")] * 2
+        assert (report["ok"], finding["ok"]) == (False, False)
+        return finding["about"], finding["words"]
+
+    engine = engine_for(empty_database_url)
+    async with engine.connect():  # makes SQLite's file
+        about, words = await said(empty_database_url)
+    assert (about, MISSING in words) == ("schema", True)
+    await migrate.upgrade(engine)
+    await raw(engine, f"DELETE FROM queue_kit_schema WHERE version = {migrate.VERSION}")
+    await engine.dispose()
+    if not worker:
+        about, words = await said(empty_database_url)
+        assert (about, "the queue's schema is at version" in words) == ("schema", True)
+        about, words = await said("postgresql://nobody@127.0.0.1:1/x")
+        assert (about, "the database cannot be reached" in words) == ("database", True)
+    about, words = await said(sqlite_url(tmp_path / "mistyped.db"))
+    assert (about, "there is no file" in words) == ("database", True)
+
+
 def test_a_database_that_does_not_answer_is_no_fault_of_the_worker():
     url = "postgresql://u:geheim@127.0.0.1:1/x"  # pragma: allowlist secret
     result = CliRunner().invoke(main, ["check", "--worker"], env={VARIABLE: url})
     assert (result.exit_code, "so nobody knows" in result.output) == (0, True)
     assert "geheim" not in result.output
     assert CliRunner().invoke(main, ["check"], env={VARIABLE: url}).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("outage", "says"),
+    [
+        ("ALTER DATABASE {0} ALLOW_CONNECTIONS false", "not currently accepting connections"),
+        ("REVOKE CONNECT ON DATABASE {0} FROM PUBLIC", "permission denied for database"),
+    ],
+)
+async def test_a_database_that_refuses_connections_is_no_fault_of_the_worker(server, postgres_url, outage, says):
+    url = make_url(postgres_url)
+    role = f"{url.database}_role"
+    through = url.set(username=role).render_as_string(hide_password=False)
+    async with server.admin() as admin:
+        await admin.execute(f"CREATE ROLE {role} LOGIN")
+        await admin.execute(outage.format(url.database))
+        try:
+            probe = await asyncio.to_thread(CliRunner().invoke, main, ["check", "--worker"], env={VARIABLE: through})
+            check = await checked(through)
+        finally:
+            await admin.execute(f"DROP ROLE {role}")
+    assert (probe.exit_code, "so nobody knows" in probe.output, says in probe.output) == (0, True, True)
+    assert (check.exit_code, says in check.output) == (1, True)
 
 
 # --- work -------------------------------------------------------------------------------------------------------------

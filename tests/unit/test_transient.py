@@ -29,6 +29,11 @@ def postgres(error: Exception, *, closed: bool = False) -> DBAPIError:
     return wrapped(raised.value, POSTGRES, closed=closed)
 
 
+def fatal(state: str) -> Any:
+    """What asyncpg makes of a connection that the server refuses."""
+    return asyncpg.PostgresError.new({"S": "TÖDLICH", "V": "FATAL", "C": state, "M": "not you"})
+
+
 def wrapped(error: Exception, by: Any, *, closed: bool = False) -> Any:
     return DBAPIError.instance("SELECT 1", {}, error, by.dbapi.Error, connection_invalidated=closed, dialect=by)
 
@@ -64,6 +69,9 @@ LOST = {
 
 # The database answered, and may answer otherwise a moment later.
 PASSING = {
+    "a database that takes no connections": fatal("55000"),
+    "a role that may not connect": fatal("42501"),
+    "the same, as SQLAlchemy turns it": postgres(fatal("42501")),
     "no connection left": asyncpg.TooManyConnectionsError("sorry, too many clients already"),
     "read-only standby": postgres(asyncpg.ReadOnlySQLTransactionError("cannot execute UPDATE")),
     "serialization failure": postgres(asyncpg.SerializationError("could not serialize access")),
@@ -91,6 +99,7 @@ LASTING = {
     "check": postgres(asyncpg.CheckViolationError("new row violates check constraint")),
     "syntax": postgres(asyncpg.PostgresSyntaxError("syntax error at or near")),
     "table missing": postgres(asyncpg.UndefinedTableError("relation does not exist")),
+    "state of an object": postgres(asyncpg.ObjectNotInPrerequisiteStateError("currval is not yet defined")),
     "not allowed": postgres(asyncpg.InsufficientPrivilegeError("permission denied")),
     "number out of range": postgres(asyncpg.NumericValueOutOfRangeError("integer out of range")),
     "raised by a trigger": postgres(asyncpg.RaiseError("not today")),
