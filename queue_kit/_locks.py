@@ -7,7 +7,7 @@ from sqlalchemy import Row, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from queue_kit._transient import is_busy
+from queue_kit._transient import is_sqlite_busy
 from queue_kit.job import printable
 
 LONG_LOCK = 5.0
@@ -85,7 +85,7 @@ async def trouble_of_writers(engine: AsyncEngine) -> str | None:
         try:
             await connection.begin()
         except DBAPIError as error:
-            if is_busy(error):
+            if is_sqlite_busy(error):
                 mend = "end its transaction, or it (`fuser` tells who has the file open)"
                 return f"a process has held the lock of the file's one writer for {LONG_WRITE:g} s: {mend}"
             return f"no transaction that writes can begin: {error.orig}"

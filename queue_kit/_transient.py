@@ -89,11 +89,6 @@ def _is_of_connection(error: BaseException) -> bool:
     return any(getattr(each, "severity_en", None) == "FATAL" for each in (cause, getattr(cause, "__cause__", None)))
 
 
-def is_busy(error: BaseException) -> bool:
-    """Whether somebody else holds SQLite's lock."""
-    return _sqlite_code(error) == sqlite3.SQLITE_BUSY
-
-
 def _sqlite_code(error: BaseException) -> int:
     return getattr(getattr(error, "orig", None), "sqlite_errorcode", 0) & 0xFF  # the low byte of an extended code
 
