@@ -93,11 +93,38 @@ async def test_a_backlog_that_is_gone_is_shown_no_more(engine, registry, value):
 
 async def test_the_names_with_most_jobs_have_series_of_their_own(engine, registry, value):
     await add_jobs(engine, [NewJob(name) for name in ("a", "b", "b", "c", "d", "d", "d")])
-    await QueueStateMetrics(engine, registry, most_names=2).refresh()
+    await QueueStateMetrics(engine, registry, most_names=4).refresh()
     counts = {name: value("jobs", name=name, state="pending") for name in ("a", "b", "c", "d", OTHER)}
     assert counts == {"a": None, "b": 2, "c": None, "d": 3, OTHER: 2}
     assert value("oldest_due_seconds", name=OTHER) > 0
     assert value("unhandled_jobs", name=OTHER) == 2
+
+
+async def test_names_that_workers_run_have_series_before_all_others(engine, registry, value):
+    async def ours(event, session, job): ...
+
+    await add_jobs(engine, [NewJob(f"stray {n}", delay=600) for n in range(5)] * 2)
+    state = QueueStateMetrics(engine, registry, most_names=4, **FAST)
+    await state.refresh()
+    await add_jobs(engine, [NewJob("ours", delay=600), NewJob("ours, too", delay=600)])
+    async with QueueWorker(engine, {"ours": ours, "ours, too": ours}):
+        await refreshed(state)
+    assert value("jobs", name="ours", state="scheduled") == value("jobs", name="ours, too", state="scheduled") == 1
+    assert value("jobs", name=OTHER, state="scheduled") == 6
+
+
+async def test_series_are_bounded_however_names_come_and_go(engine, registry, value):
+    state = QueueStateMetrics(engine, registry, most_names=4, **FAST)
+    shown = set()
+    for look in range(4):
+        await raw(engine, "DELETE FROM queue_kit_job WHERE name <> 'stays'")
+        await add_jobs(
+            engine, [NewJob(f"{look}-{n}") for n in range(9)] * 2 + [NewJob("stays")] * (3 if not look else 0)
+        )
+        await refreshed(state)
+        shown |= {sample.labels["name"] for metric in registry.collect() for sample in metric.samples if sample.labels}
+        assert value("jobs", name="stays", state="pending") == 3
+    assert len(shown - {OTHER}) <= 4
 
 
 # --- how often it is read ---------------------------------------------------------------------------------------------
