@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from queue_kit._reach import MAX_ID
 from queue_kit._statements import looking
-from queue_kit.cron_jobs import list_cron_jobs
+from queue_kit.cron_jobs import cron_standing, list_cron_jobs
 from queue_kit.dashboard._access import admitted
 from queue_kit.dashboard._asking import choice, id_of, words
 from queue_kit.dashboard._charts import runs_chart, times_chart
@@ -54,6 +54,7 @@ class Pages:
         self._privacy = privacy
         self._insights = self._shared(queue_insights)
         self._workers = self._shared(list_workers)
+        self._cron = self._shared(cron_standing)
         self._groups = self._shared(lambda session: failure_groups(session, limit=GROUPS))
         self._by_name = self._shared(throughput_by_name)
         self._throughput = {name: self._throughput_of(last) for name, last in PERIODS.items()}
@@ -86,7 +87,7 @@ class Pages:
             runs=runs_chart(points),
             times=times_chart(points),
             completed=sum(point.completed for point in points),
-            concerns=concerns(insights, len(workers), last_hour),
+            concerns=concerns(insights, await self._cron.get(), len(workers), last_hour),
             period=period,
             hides=self._hides(request),
         )

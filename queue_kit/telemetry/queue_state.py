@@ -1,4 +1,5 @@
-"""What is in the queue, for Prometheus: the backlog by name, how old it is, and names that no live worker runs.
+"""What is in the queue, for Prometheus: the backlog by name, how old it is, names that no live worker runs, and cron
+entries that do not go on.
 
 The database is asked on a timer or when a scrape awaits it, never by the scrape itself: `collect()` only shows what was
 seen last. A large backlog takes long to count, so looks are paced by what they cost.
@@ -18,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from queue_kit._handler import check_limits
 from queue_kit._link import in_a_line
 from queue_kit._statements import database, workers
+from queue_kit.cron_jobs import CronStanding, cron_standing
 from queue_kit.errors import ConfigurationError
 from queue_kit.job import Seconds
 from queue_kit.operate import Insights, NameInsights, queue_insights
@@ -44,6 +46,7 @@ class _Seen:
     """What is in the queue, and the names that have series of their own."""
 
     insights: Insights
+    cron: CronStanding
     chosen: frozenset[str]
 
 
@@ -164,9 +167,10 @@ class QueueStateMetrics(Collector):
                 milliseconds = str(math.ceil(self._timeout * 1000))
                 await session.execute(database.limit_statements(), {"milliseconds": milliseconds})
             insights = await queue_insights(session)
+            cron = await cron_standing(session)
             registered = {name for names in await session.scalars(workers.names_alive()) for name in names}
         sizes = {name: _size(of_name) for name, of_name in insights.by_name.items()}
-        return _Seen(insights, self._names.choose(sizes, registered))
+        return _Seen(insights, cron, self._names.choose(sizes, registered))
 
     @property
     def _is_postgresql(self) -> bool:
@@ -213,10 +217,16 @@ class _Families:
         self.unhandled = GaugeMetricFamily(
             "queue_kit_queue_unhandled_jobs", "Waiting jobs whose name no live worker runs.", labels=("name",)
         )
+        self.paused = GaugeMetricFamily("queue_kit_queue_cron_paused", "Cron entries that are paused.")
+        self.overdue = GaugeMetricFamily(
+            "queue_kit_queue_cron_overdue_seconds",
+            "For how long the most overdue cron entry is due that is neither paused nor runs; 0 when none is.",
+        )
 
     @property
     def all(self) -> list[Metric]:
-        return [self.up, self.seconds, self.refreshed, self.jobs, self.oldest, self.unhandled]
+        by_name = [self.jobs, self.oldest, self.unhandled]
+        return [self.up, self.seconds, self.refreshed, *by_name, self.paused, self.overdue]
 
     def add(self, seen: _Seen) -> None:
         by_name = seen.insights.by_name
@@ -227,6 +237,8 @@ class _Families:
         unhandled = ((name, by_name[name]) for name in seen.insights.unhandled_names)
         for name, of_name in _with_the_rest_as_one(unhandled, seen.chosen):
             self.unhandled.add_metric([name], of_name.pending + of_name.scheduled)
+        self.paused.add_metric([], seen.cron.paused)
+        self.overdue.add_metric([], seen.cron.overdue_seconds)
 
 
 def _with_the_rest_as_one(

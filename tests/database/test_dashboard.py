@@ -33,6 +33,7 @@ from queue_kit import (
     list_cron_jobs,
     pause_cron_job,
     register_cron_jobs,
+    run_cron_job,
 )
 from queue_kit.dashboard import Access, _pages, _pool, dashboard
 from queue_kit.dashboard._local import Door
@@ -42,7 +43,7 @@ from queue_kit.dashboard._privacy import HIDDEN_KEYS, Privacy
 from queue_kit.dashboard._shared import Shared
 from queue_kit.models import FAILED, JobRow, WorkerRow
 from tests.proxy import through_proxy
-from tests.support import change, row_of, until
+from tests.support import change, move, row_of, until
 
 BASE = "http://queue.test"
 SAME_SITE = {"sec-fetch-site": "same-origin"}
@@ -346,6 +347,16 @@ async def test_the_overview_says_what_an_operator_should_know(ada, engine):
     text = (await ada.get("/")).text
     assert "No worker is alive, and a job is due." in text
     assert re.search(r"<strong>3</strong>.*?TimeoutError.*?email\.send.*?no answer within … s", text, re.DOTALL)
+
+
+async def test_the_overview_says_which_cron_entries_do_not_go_on(ada, engine):
+    await register_cron_jobs(engine, [CronJob("late", "0 0 1 1 *"), CronJob("paused", "0 0 1 1 *")])
+    await pause_cron_job(engine, "paused")
+    late = await run_cron_job(engine, "late")
+    await move(engine, late, scheduled_at=-400)
+    text = (await ada.get("/")).text
+    assert "A cron entry is paused." in text
+    assert "A cron entry has been due for 6 min" in text
 
 
 async def test_a_worker_and_what_it_runs_is_shown(engine):

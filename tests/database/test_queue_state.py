@@ -10,7 +10,16 @@ from prometheus_client import CollectorRegistry, generate_latest
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from queue_kit import ConfigurationError, NewJob, QueueWorker, add_job, add_jobs, migrate
+from queue_kit import (
+    ConfigurationError,
+    NewJob,
+    QueueWorker,
+    add_job,
+    add_jobs,
+    migrate,
+    pause_cron_job,
+    run_cron_job,
+)
 from queue_kit.telemetry._labels import OTHER
 from queue_kit.telemetry.queue_state import QueueStateMetrics
 from tests.conftest import engine_for
@@ -79,6 +88,30 @@ async def test_names_that_no_live_worker_runs_are_shown_until_one_does(engine, r
         assert (value("unhandled_jobs", name="nobody"), value("unhandled_jobs", name="somebody")) == (2, None)
     await refreshed(state)
     assert value("unhandled_jobs", name="somebody") == 1
+
+
+async def test_cron_entries_that_do_not_go_on_are_shown(engine, registry, value):
+    state = QueueStateMetrics(engine, registry, **FAST)
+    await refreshed(state)
+    assert (value("cron_paused"), value("cron_overdue_seconds")) == (0, 0)
+    for name in ("late", "paused", "runs"):
+        await raw(
+            engine,
+            "INSERT INTO queue_kit_cron (name, expression, timezone, priority, next_at) "
+            f"VALUES ('{name}', '0 0 1 1 *', 'UTC', 5, '2020-01-01 00:00:00.000')",
+        )
+        await run_cron_job(engine, name)
+    await raw(engine, "UPDATE queue_kit_job SET lease_until = '2999-01-01 00:00:00.000' WHERE name = 'runs'")
+    (late,) = await raw(engine, "SELECT id FROM queue_kit_job WHERE name = 'late'")
+    await move(engine, late.id, scheduled_at=-100)
+    await pause_cron_job(engine, "paused")
+    await refreshed(state)
+    assert value("cron_paused") == 1
+    assert 100 <= value("cron_overdue_seconds") < 200
+    await raw(engine, "DELETE FROM queue_kit_job WHERE name = 'late'")  # without a job, its tick counts
+    await raw(engine, "UPDATE queue_kit_cron SET next_at = '2020-01-01 00:00:00.000'")
+    await refreshed(state)
+    assert value("cron_overdue_seconds") > 86_400
 
 
 async def test_a_backlog_that_is_gone_is_shown_no_more(engine, registry, value):
