@@ -5,7 +5,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from queue_kit.cli.database import ANSWER, database_option, engine_for, masked, 
 from queue_kit.cli.output import MAX_CELL, amount, cut, duration, json_option, plain, print_json, shown, table
 from queue_kit.fleet import alive
 from queue_kit.history import ThroughputPoint, throughput_by_name
-from queue_kit.operate import Insights, NameInsights, queue_insights
+from queue_kit.operate import Insights, NameInsights, foremost, queue_insights
 
 MINUTES = 5
 """Over which rates are taken."""
@@ -29,6 +29,12 @@ ENDS = ("completed", "retried", "failed")
 _RATES = (
     "a minute: {completed:,.1f} completed, {retried:,.1f} failed tries to be retried, {failed:,.1f} failed for good"
 )
+
+MOST_NAMES = 50
+"""Names that people see."""
+
+MOST_UNHANDLED = 10
+"""Names that a sentence lists."""
 
 SHORTEST = 8
 """Characters of a name that are shown at least."""
@@ -57,7 +63,8 @@ class _Overview:
 @click.option("--interval", type=click.FloatRange(0.1), default=2.0, show_default=True, help="Seconds between looks.")
 @json_option
 def insights(url: URL, watch: bool, interval: float, as_json: bool) -> None:
-    """Show what waits, runs and has failed, in total and by name; rates are those of the last five minutes.
+    """Show what waits, runs and has failed, in total and by name; rates are those of the last five minutes, and
+    lag by up to a minute.
 
     A job counts as failed when no other try follows; a failed try that is followed by another counts as retried.
 
@@ -148,17 +155,25 @@ def _lines(overview: _Overview | str, width: int | None = None) -> list[str]:
         f"{amount(overview.workers, 'worker')} alive",
     ]
     if total.unhandled_names:
-        lines.append(f"no live worker runs: {shown(', '.join(total.unhandled_names))}")
+        lines.append(f"no live worker runs: {_some(total.unhandled_names)}")
     headings = ("NAME", "DUE", "LATER", "RUNS", "FAILED", "OLDEST", "DONE/MIN", "RETRY/MIN", "FAIL/MIN", "MEAN")
-    names = [shown(name) for name in overview.names]
-    figures = [_figures(overview, name) for name in overview.names]
+    chosen = foremost(overview.names, total.by_name, MOST_NAMES)
+    names = [shown(name) for name in chosen]
+    figures = [_figures(overview, name) for name in chosen]
     found = table(headings, [(name, *beside) for name, beside in zip(names, figures, strict=True)])
     if width is not None:
         widest = max(len(click.unstyle(line)) for line in found)
         longest = max([*(min(len(name), MAX_CELL) for name in names), SHORTEST])
         most = max(longest - max(widest - width, 0), SHORTEST)
         found = table(headings, [(cut(name, most), *beside) for name, beside in zip(names, figures, strict=True)])
-    return [*lines, "", *found]
+    more = len(overview.names) - len(chosen)
+    rest = f"and {amount(more, 'name')} more; these have failed jobs, wait longest or have most jobs; --json has all"
+    return [*lines, "", *found, *([rest] if more else [])]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_UNHANDLED:,} more" if len(names) > MOST_UNHANDLED else ""
+    return shown(", ".join(names[:MOST_UNHANDLED])) + more
 
 
 def _figures(overview: _Overview, name: str) -> tuple[object, ...]:

@@ -28,7 +28,7 @@ from queue_kit.failures import failure_groups
 from queue_kit.fleet import list_workers
 from queue_kit.history import throughput, throughput_by_name
 from queue_kit.job import JobState
-from queue_kit.operate import NameInsights, list_job_texts, queue_insights
+from queue_kit.operate import NameInsights, foremost, list_job_texts, queue_insights
 
 T = TypeVar("T")
 
@@ -43,6 +43,9 @@ GROUPS = 20
 
 PERIODS = {"hour": timedelta(hours=1), "day": timedelta(days=1)}
 AGES = {"hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(days=7)}
+NAMES = 200
+"""Names on a page, and those that a form offers."""
+
 
 
 class Pages:
@@ -95,12 +98,14 @@ class Pages:
     async def names(self, request: Request) -> Response:
         """The names of jobs that live, have failed or ran in the last hour, and how many workers know each."""
         insights, workers, ran = await self._insights.get(), await self._workers.get(), await self._by_name.get()
-        nothing = NameInsights()
+        nothing, names = NameInsights(), insights.by_name.keys() | ran.keys()
         rows = [
             (name, insights.by_name.get(name, nothing), ran.get(name), sum(name in each.names for each in workers))
-            for name in sorted(insights.by_name.keys() | ran.keys())
+            for name in foremost(names, insights.by_name, NAMES)
         ]
-        return self._renderer.page(request, "names.html", rows=rows, unhandled=insights.unhandled_names)
+        return self._renderer.page(
+            request, "names.html", rows=rows, more=len(names) - len(rows), unhandled=insights.unhandled_names
+        )
 
     async def workers(self, request: Request) -> Response:
         """The workers that are alive, and what they run."""
@@ -144,7 +149,7 @@ class Pages:
             back_to=back_to if len(rows) <= PAGE else 0,
             filters={"q": looked_for, "name": name, "state": state, "age": age},
             after=after,
-            names=(await self._insights.get()).by_name,
+            names=await self._offered(),
         )
 
     async def job(self, request: Request) -> Response:
@@ -158,6 +163,10 @@ class Pages:
             raise HTTPException(404, "There is no job with this id. Finished jobs are deleted after some days.")
         columns = job.columns
         is_hidden = self._hides(request)(columns["name"])
+    async def _offered(self) -> list[str]:
+        by_name = (await self._insights.get()).by_name
+        return foremost(by_name, by_name, NAMES)
+
         holder = [worker.label for worker in await self._workers.get() if worker.id == job.worker_id]
         return self._renderer.page(
             request,

@@ -349,6 +349,21 @@ async def test_the_overview_says_what_an_operator_should_know(ada, engine):
     assert re.search(r"<strong>3</strong>.*?TimeoutError.*?email\.send.*?no answer within … s", text, re.DOTALL)
 
 
+async def test_of_many_names_those_that_matter_most_are_shown(ada, engine):
+    names = ["failed", "waits", *(f"idle {number:03}" for number in range(298))]
+    async with engine.begin() as connection:
+        await connection.execute(insert(JobRow.__table__), [{"name": name} for name in names])
+    await fail(engine, 1)
+    await move(engine, 2, scheduled_at=-1000)
+    page = (await ada.get("/names")).text
+    assert page.count("<tr data-key=") == 200
+    assert "100 more names are not shown." in page
+    assert all(f'<tr data-key="{name}">' in page for name in ("failed", "waits"))
+    offered = (await ada.get("/jobs")).text
+    assert offered.count("<option value=") - offered.split("</datalist>")[1].count("<option value=") == 200
+    assert '<option value="failed"></option>' in offered
+
+
 async def test_the_overview_says_which_cron_entries_do_not_go_on(ada, engine):
     await register_cron_jobs(engine, [CronJob("late", "0 0 1 1 *"), CronJob("paused", "0 0 1 1 *")])
     await pause_cron_job(engine, "paused")

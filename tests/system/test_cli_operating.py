@@ -21,7 +21,18 @@ from click.testing import CliRunner, Result
 from sqlalchemy import Engine, event, insert, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from queue_kit import CronJob, Handlers, JobState, QueueWorker, _health, add_job, register_cron_jobs, sqlite_engine
+from queue_kit import (
+    CronJob,
+    Handlers,
+    JobState,
+    NewJob,
+    QueueWorker,
+    _health,
+    add_job,
+    add_jobs,
+    register_cron_jobs,
+    sqlite_engine,
+)
 from queue_kit.cli import main
 from queue_kit.cli.database import PROBE
 from queue_kit.models import HISTORY, WORKERS
@@ -429,6 +440,16 @@ async def test_failures_and_insights_tell_a_script(engine, cli):
     assert overview["by_name"]["mail"]["failed"] == 1
     assert overview["by_name"]["pdf"]["oldest_due_seconds"] >= 0
     assert "no live worker runs: pdf" in await cli("insights")
+
+
+async def test_insights_shows_people_the_names_that_matter_most(engine, cli):
+    await job_in(engine, "failed", name="mail", errors=error())
+    await add_jobs(engine, [NewJob(f"idle {number:02}", delay=600) for number in range(60)])
+    said = (await cli("insights")).splitlines()
+    assert len(said) < 60
+    assert any(line.startswith("mail ") for line in said)
+    assert said[-1].startswith("and 11 names more")
+    assert len(json.loads(await cli("insights", "--json"))["by_name"]) == 61
 
 
 async def test_a_result_that_is_cut_is_marked(engine, cli, monkeypatch):
