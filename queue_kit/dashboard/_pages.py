@@ -1,6 +1,7 @@
 """The pages: each reads what it shows in short transactions, and leaves the rest to its template."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
@@ -10,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from queue_kit._dialect.columns import nearest_instant
 from queue_kit._reach import MAX_ID
 from queue_kit._statements import looking
 from queue_kit.cron_jobs import cron_standing, list_cron_jobs
@@ -24,7 +26,7 @@ from queue_kit.dashboard._privacy import Privacy
 from queue_kit.dashboard._reading import is_there, line_of, whole
 from queue_kit.dashboard._render import Renderer, see
 from queue_kit.dashboard._shared import Shared
-from queue_kit.failures import failure_groups
+from queue_kit.failures import FailureGroup, grouped, newest_failures
 from queue_kit.fleet import list_workers
 from queue_kit.history import throughput, throughput_by_name
 from queue_kit.job import JobState
@@ -41,11 +43,20 @@ LOOKED_BACK = 50_000
 GROUPS = 20
 """Failures on the overview."""
 
-PERIODS = {"hour": timedelta(hours=1), "day": timedelta(days=1)}
-AGES = {"hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(days=7)}
 NAMES = 200
 """Names on a page, and those that a form offers."""
 
+PERIODS = {"hour": timedelta(hours=1), "day": timedelta(days=1)}
+AGES = {"hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(days=7)}
+
+
+@dataclass(frozen=True, slots=True)
+class Failures:
+    """The failed jobs by what went wrong, and how many of the newest ones failed in the last hour. The history would
+    know it a minute late, and of those that were queued again, too."""
+
+    groups: Sequence[FailureGroup]
+    lately: int
 
 
 class Pages:
@@ -58,7 +69,7 @@ class Pages:
         self._insights = self._shared(queue_insights)
         self._workers = self._shared(list_workers)
         self._cron = self._shared(cron_standing)
-        self._groups = self._shared(lambda session: failure_groups(session, limit=GROUPS))
+        self._failures = self._shared(_failures)
         self._by_name = self._shared(throughput_by_name)
         self._throughput = {name: self._throughput_of(last) for name, last in PERIODS.items()}
 
@@ -79,18 +90,18 @@ class Pages:
             period = "hour"
         insights, workers = await self._insights.get(), await self._workers.get()
         points = await self._throughput[period].get()
-        last_hour = points if period == "hour" else await self._throughput["hour"].get()
+        failures = await self._failures.get()
         return self._renderer.page(
             request,
             "overview.html",
             insights=insights,
             workers=workers,
-            groups=await self._groups.get(),
+            groups=failures.groups,
             points=points,
             runs=runs_chart(points),
             times=times_chart(points),
             completed=sum(point.completed for point in points),
-            concerns=concerns(insights, await self._cron.get(), len(workers), last_hour),
+            concerns=concerns(insights, await self._cron.get(), len(workers), failures.lately),
             period=period,
             hides=self._hides(request),
         )
@@ -152,6 +163,10 @@ class Pages:
             names=await self._offered(),
         )
 
+    async def _offered(self) -> list[str]:
+        by_name = (await self._insights.get()).by_name
+        return foremost(by_name, by_name, NAMES)
+
     async def job(self, request: Request) -> Response:
         """One job."""
         job_id = id_of(request.path_params["job_id"])
@@ -163,10 +178,6 @@ class Pages:
             raise HTTPException(404, "There is no job with this id. Finished jobs are deleted after some days.")
         columns = job.columns
         is_hidden = self._hides(request)(columns["name"])
-    async def _offered(self) -> list[str]:
-        by_name = (await self._insights.get()).by_name
-        return foremost(by_name, by_name, NAMES)
-
         holder = [worker.label for worker in await self._workers.get() if worker.id == job.worker_id]
         return self._renderer.page(
             request,
@@ -189,6 +200,13 @@ class Pages:
 
     def _hides(self, request: Request) -> Callable[[str], bool]:
         return partial(self._privacy.hides, access=admitted(request))
+
+
+async def _failures(session: AsyncSession) -> Failures:
+    rows, more = await newest_failures(session, None)
+    hour_ago = datetime.now(UTC) - timedelta(hours=1)
+    lately = sum(nearest_instant(row.updated_at) > hour_ago for row in rows)
+    return Failures(grouped(rows, more=more)[:GROUPS], lately)
 
 
 async def _far_enough(session: AsyncSession, after: int | None) -> int:

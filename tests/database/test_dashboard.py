@@ -33,6 +33,7 @@ from queue_kit import (
     list_cron_jobs,
     pause_cron_job,
     register_cron_jobs,
+    retry_job,
     run_cron_job,
 )
 from queue_kit.dashboard import Access, _pages, _pool, dashboard
@@ -347,6 +348,20 @@ async def test_the_overview_says_what_an_operator_should_know(ada, engine):
     text = (await ada.get("/")).text
     assert "No worker is alive, and a job is due." in text
     assert re.search(r"<strong>3</strong>.*?TimeoutError.*?email\.send.*?no answer within … s", text, re.DOTALL)
+
+
+async def test_the_overview_says_what_failed_at_once_and_until_it_is_mended(engine):
+    job_id = await add_job(engine, "email.send")
+    await fail(engine, job_id)  # and no worker has written a history
+    app = dashboard(engine, authorize=lambda _: Access("ada", act=True))
+    async with visiting(app) as ada:
+        assert "1 job failed for good in the last hour." in (await ada.get("/")).text
+        await retry_job(engine, job_id)
+
+        async def mended():
+            return "failed for good in the last hour" not in (await ada.get("/")).text
+
+        await until(mended)
 
 
 async def test_of_many_names_those_that_matter_most_are_shown(ada, engine):
