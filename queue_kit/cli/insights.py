@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from queue_kit.cli.database import ANSWER, database_option, engine_for, masked, on_database, reach, words
 from queue_kit.cli.output import MAX_CELL, amount, cut, duration, json_option, plain, print_json, shown, table
+from queue_kit.cron_jobs import CronStanding, cron_standing
 from queue_kit.fleet import alive
 from queue_kit.history import ThroughputPoint, throughput_by_name
 from queue_kit.operate import Insights, NameInsights, foremost, queue_insights
@@ -30,6 +31,9 @@ _RATES = (
     "a minute: {completed:,.1f} completed, {retried:,.1f} failed tries to be retried, {failed:,.1f} failed for good"
 )
 
+OVERDUE = 60.0
+"""Seconds for which a cron entry may be due before it is worth a line."""
+
 MOST_NAMES = 50
 """Names that people see."""
 
@@ -43,6 +47,7 @@ SHORTEST = 8
 @dataclass(frozen=True, slots=True)
 class _Overview:
     insights: Insights
+    cron: CronStanding
     workers: int
     recent: dict[str, ThroughputPoint]
 
@@ -73,8 +78,8 @@ def insights(url: URL, watch: bool, interval: float, as_json: bool) -> None:
       queue-kit insights --watch
 
     With --json: {"pending", "scheduled", "running", "failed", "oldest_due_seconds", "completed_per_minute",
-    "retried_per_minute", "failed_per_minute", "workers", "unhandled_names", "by_name": {name: the same counts and
-    rates}}; with --watch as well, one such object a line.
+    "retried_per_minute", "failed_per_minute", "cron_paused", "cron_overdue_seconds", "workers", "unhandled_names",
+    "by_name": {name: the same counts and rates}}; with --watch as well, one such object a line.
     """
     if not watch:
         overview = on_database(url, _look, within=ANSWER)
@@ -91,6 +96,7 @@ def insights(url: URL, watch: bool, interval: float, as_json: bool) -> None:
 async def _look(engine: AsyncEngine) -> _Overview:
     return _Overview(
         await queue_insights(engine),
+        await cron_standing(engine),
         len(await alive(engine)),
         await throughput_by_name(engine, last=MINUTES * 60),
     )
@@ -156,6 +162,10 @@ def _lines(overview: _Overview | str, width: int | None = None) -> list[str]:
     ]
     if total.unhandled_names:
         lines.append(f"no live worker runs: {_some(total.unhandled_names)}")
+    if overview.cron.paused:
+        lines.append(f"cron entries that are paused: {overview.cron.paused:,}")
+    if overview.cron.overdue_seconds >= OVERDUE:
+        lines.append(f"a cron entry has been due for {duration(overview.cron.overdue_seconds)}")
     headings = ("NAME", "DUE", "LATER", "RUNS", "FAILED", "OLDEST", "DONE/MIN", "RETRY/MIN", "FAIL/MIN", "MEAN")
     chosen = foremost(overview.names, total.by_name, MOST_NAMES)
     names = [shown(name) for name in chosen]
@@ -203,6 +213,8 @@ def _as_dict(overview: _Overview) -> dict[str, Any]:
         } | {f"{end}_per_minute": rate for end, rate in rates.items()}
 
     return counted(insights, overview.rates()) | {
+        "cron_paused": overview.cron.paused,
+        "cron_overdue_seconds": overview.cron.overdue_seconds,
         "workers": overview.workers,
         "unhandled_names": insights.unhandled_names,
         "by_name": {

@@ -364,6 +364,11 @@ async def test_cron_entries_are_listed_paused_resumed_and_run(engine, cli):
     assert await cli("cron", "pause", "report.daily") == "report.daily is paused\n"
     assert "paused" in await cli("cron")
     assert json.loads(await cli("cron", "--json"))[0]["paused"] is True
+    assert "cron entries that are paused: 1" in await cli("insights")
+    assert json.loads(await cli("insights", "--json"))["cron_paused"] == 1
+    await raw(engine, "UPDATE queue_kit_cron SET paused = false, next_at = '2020-01-01 00:00:00.000'")
+    assert "a cron entry has been due for" in await cli("insights")
+    await raw(engine, "UPDATE queue_kit_cron SET paused = true")
     assert await cli("cron", "resume", "report.daily") == "report.daily goes on\n"
     job_id = int(await cli("cron", "run", "report.daily"))
     assert (await occurrence(engine, "report.daily")).id == job_id
