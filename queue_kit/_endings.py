@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from queue_kit.errors import JobAborted
 from queue_kit.event import Span
 from queue_kit.job import Claimed, Outcome, Verdict, log_fields
 
@@ -34,7 +35,8 @@ class Settlement(Enum):
 
 @dataclass(slots=True)
 class Ending:
-    """How a job ended, and for one that ran the seconds it took, its spans, and when it began by the process's clock.
+    """How a job ended, and for one that ran the seconds it took, its spans, and when it began by the process's clock;
+    `why` is what a run was told that had to end for the worker's sake.
 
     It holds nothing else of the run: what waits here in hundreds is what Python's garbage collector walks through.
     """
@@ -45,6 +47,7 @@ class Ending:
     spans: Span | None = None
     written: asyncio.Future[None] | None = None
     began: float = 0.0
+    why: JobAborted | None = None
 
 
 class Endings:

@@ -3,6 +3,7 @@ suspect, and runs alone, so that a poison job cannot take its neighbours along.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 
@@ -11,7 +12,9 @@ from queue_kit._leases import Leases
 from queue_kit._scan import Scan
 from queue_kit._spine import Spine
 from queue_kit._store import NO_LIMIT, Store
-from queue_kit.job import MAX_PAYLOAD_BYTES, Claimed
+from queue_kit.job import MAX_PAYLOAD_BYTES, Claimed, log_fields, printable
+
+_logger = logging.getLogger("queue_kit.worker")
 
 SUSPECT = 2
 """Lapsed leases from which on a job runs alone."""
@@ -103,7 +106,8 @@ class Intake:
         suspects = [job for job in haul.jobs if job.lost >= SUSPECT]
         if not suspects:
             return haul
-        self._suspect_seen = time.monotonic()
+        self._suspect_seen = time.monotonic()  # suspects are claimed here only when none was seen before
+        _tell(suspects[0])
         if idle and len(haul.jobs) == len(suspects):
             self._suspect, *too_many = suspects
         else:
@@ -151,3 +155,15 @@ class Intake:
             return Haul(jobs, more)
 
         return await self._spine.insist(claim)
+
+
+def _tell(suspect: Claimed) -> None:
+    """Say once why fresh jobs wait, however many suspects there are."""
+    job = suspect.job
+    _logger.warning(
+        "job %s %s lost its lease %d times, so it runs alone; other jobs wait",
+        job.id,
+        printable(job.name),
+        suspect.lost,
+        extra=log_fields(job),
+    )

@@ -100,6 +100,8 @@ class Spine:
         untold = outcome is SUCCESS and not _logger.isEnabledFor(logging.INFO) and not self._observers
         spans = None if run is None or untold else run.event.spans
         ending = Ending(claimed, outcome, ended - began, spans, began=began)
+        if run is not None and outcome.verdict is Verdict.released:
+            ending.why = run.token.reason
         if written:
             self._settled(ending)
         elif self._pace.strict:
@@ -296,7 +298,8 @@ class Spine:
         self._on_settled(ending)
 
     def _tell_settled(self, ending: Ending, seconds: float) -> None:
-        level = logging.WARNING if ending.outcome.verdict in _WORTH_A_WARNING else logging.INFO
+        worth_a_warning = ending.outcome.verdict in _WORTH_A_WARNING or isinstance(ending.why, LeaseLost)
+        level = logging.WARNING if worth_a_warning else logging.INFO
         if _logger.isEnabledFor(level):
             self._log(level, ending, seconds)
         if self._observers:
@@ -306,7 +309,8 @@ class Spine:
 
     def _log(self, level: int, ending: Ending, seconds: float) -> None:
         job, error = ending.claimed.job, ending.outcome.error or {}
-        why = printable(error.get("reason") or (f"{error['class']}: {error['message']}" if "class" in error else ""))
+        of_error = f"{error['class']}: {error['message']}" if "class" in error else ending.why or ""
+        why = printable(error.get("reason") or str(of_error))
         about = {
             "job_outcome": ending.outcome.verdict.value,
             "job_seconds": seconds,

@@ -27,6 +27,8 @@ answers after that."""
 
 FRAMES = 20
 
+RUNS_HANDLERS = Run.execute.__code__.co_filename
+
 
 class Watchdog:
     """Watches the event loop from `start()`, on that loop, to `stop()`. `runs` are the jobs that may be at fault."""
@@ -89,4 +91,7 @@ class Watchdog:
 
     def _stack(self) -> str:
         frame = sys._current_frames().get(self._loop_thread)  # noqa: SLF001 - documented, for debuggers such as this
-        return "".join(traceback.format_stack(frame, limit=FRAMES)).rstrip()
+        frames = traceback.extract_stack(frame, limit=FRAMES)
+        # What leads to a handler is always the same, and some loggers cut a long line.
+        before = [number for number, each in enumerate(frames, 1) if each.filename == RUNS_HANDLERS]
+        return "".join(traceback.format_list(frames[max(before, default=0) :] or frames)).rstrip()

@@ -1,5 +1,6 @@
 """Looking at cron entries, and pausing, resuming and running them by hand. `cron.py` registers them."""
 
+import logging
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -12,7 +13,9 @@ from queue_kit._reach import check_words, is_name, notify, session_on
 from queue_kit._statements import recurring
 from queue_kit._wakeup import JOB_CHANNEL
 from queue_kit.errors import CronJobNotFound
-from queue_kit.job import JobState
+from queue_kit.job import JobState, printable
+
+_logger = logging.getLogger("queue_kit.cron")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,22 @@ async def list_cron_jobs(db: Database) -> list[CronJobInfo]:
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class CronStanding:
+    """How many cron entries are paused, and for how many seconds the most overdue of the others is due without running:
+    0 when none is."""
+
+    paused: int = 0
+    overdue_seconds: float = 0.0
+
+
+async def cron_standing(db: Database) -> CronStanding:
+    """What of the cron entries does not go on."""
+    async with session_on(db, reading=True) as session:
+        row = (await session.execute(recurring.cron_standing())).one()
+    return CronStanding(row.paused, max(row.overdue or 0.0, 0.0))
+
+
 async def pause_cron_job(db: Database, name: str) -> None:
     """Let a cron entry start no more until it is resumed; harmless when it is paused already.
 
@@ -67,9 +86,11 @@ async def pause_cron_job(db: Database, name: str) -> None:
     """
     check_words(name, "name")
     async with session_on(db) as session:
-        await _locked(session, name)
+        was_paused = (await _locked(session, name)).paused
         await session.execute(recurring.pause_cron(), {"entry": name})
         await session.execute(recurring.cancel_occurrence(), {"entry": name})
+    if not was_paused:
+        _logger.info("cron job %s is paused", printable(name), extra={"cron_name": name})
 
 
 async def resume_cron_job(db: Database, name: str) -> None:
@@ -87,6 +108,7 @@ async def resume_cron_job(db: Database, name: str) -> None:
         await session.execute(recurring.resume_cron(), {"entry": name})
         await session.run_sync(lambda sync: cron.go_on(sync.execute, name))
         await notify(session, JOB_CHANNEL)
+    _logger.info("cron job %s goes on", printable(name), extra={"cron_name": name})
 
 
 async def run_cron_job(db: Database, name: str) -> int:

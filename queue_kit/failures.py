@@ -61,14 +61,19 @@ async def failure_groups(db: Database, *, name: str | None = None, limit: int = 
     """
     check_limit(limit, MAX_GROUPS)
     check_words(name, "name")
-    groups: dict[tuple[str, str, str], FailureGroup] = {}
     async with session_on(db, reading=True) as session:
         rows, more = await newest_failures(session, name)
+    return grouped(rows, more=more)[:limit]
+
+
+def grouped(rows: Iterable[Row[Any]], *, more: bool) -> list[FailureGroup]:
+    """What `newest_failures` found, by what went wrong, the largest group first."""
+    groups: dict[tuple[str, str, str], FailureGroup] = {}
     for row in rows:  # the last to fail first
         key = key_of(row)
         group = groups.get(key) or FailureGroup(*key, 0, nearest_instant(row.updated_at), row.id, more)
         groups[key] = replace(group, count=group.count + 1)
-    return sorted(groups.values(), key=lambda group: -group.count)[:limit]
+    return sorted(groups.values(), key=lambda group: -group.count)
 
 
 async def group_of(session: AsyncSession, name: str, job_id: int) -> FailureGroup | None:

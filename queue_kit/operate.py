@@ -1,6 +1,7 @@
 """Looking at jobs and changing their fate, in the caller's transaction or in one of its own."""
 
-from collections.abc import Awaitable, Callable, Mapping
+import heapq
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
@@ -290,6 +291,16 @@ class Insights(NameInsights):
 
     by_name: Mapping[str, NameInsights] = field(default_factory=dict)
     unhandled_names: tuple[str, ...] = ()
+
+
+def foremost(names: Iterable[str], by_name: Mapping[str, NameInsights], most: int) -> list[str]:
+    """The names that matter most, sorted: those with failed jobs, the longest waits, the most jobs."""
+
+    def weight(name: str) -> tuple[bool, float, int]:
+        of = by_name.get(name, NameInsights())
+        return of.failed > 0, of.oldest_due_seconds or 0.0, of.pending + of.scheduled + of.running + of.failed
+
+    return sorted(heapq.nlargest(most, names, key=weight))
 
 
 async def queue_insights(db: Database) -> Insights:

@@ -23,7 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert as insert_or_skip
 from sqlalchemy.orm import aliased
 
-from queue_kit._dialect.clock import clock_time, statement_time
+from queue_kit._dialect.clock import clock_time, seconds_until, statement_time
 from queue_kit._dialect.columns import JSON_TYPE, UtcDateTime
 from queue_kit._statements.vocabulary import CRON, IS_LIVE, JOB, is_live, text_parameter
 from queue_kit.models import CANCELLED, CRON_ENTRIES, JOBS, READY, JobRow
@@ -206,4 +206,18 @@ def cron_overview() -> Executable:
         .outerjoin(live, and_(live.cron_name == CRON.name, is_live(live.status)))
         .outerjoin(last, last.id == last_id)
         .order_by(CRON.name)
+    )
+
+
+@cache
+def cron_standing() -> Executable:
+    """How many definitions are paused, and for how long the most overdue of the others is due without running:
+    `paused`, `overdue` (seconds; negative or None when none is)."""
+    live = aliased(JobRow, name="live")
+    waits = and_(not_(CRON.paused), func.coalesce(live.lease_until < statement_time(), True))
+    overdue = -seconds_until(func.coalesce(live.scheduled_at, CRON.next_at))
+    return (
+        select(func.count(case((CRON.paused, 1))).label("paused"), func.max(case((waits, overdue))).label("overdue"))
+        .select_from(CRON_ENTRIES)
+        .outerjoin(live, and_(live.cron_name == CRON.name, is_live(live.status)))
     )

@@ -5,7 +5,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +16,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from queue_kit.cli.database import ANSWER, database_option, engine_for, masked, on_database, reach, words
 from queue_kit.cli.output import MAX_CELL, amount, cut, duration, json_option, plain, print_json, shown, table
+from queue_kit.cron_jobs import CronStanding, cron_standing
 from queue_kit.fleet import alive
 from queue_kit.history import ThroughputPoint, throughput_by_name
-from queue_kit.operate import Insights, NameInsights, queue_insights
+from queue_kit.operate import Insights, NameInsights, foremost, queue_insights
 
 MINUTES = 5
 """Over which rates are taken."""
@@ -30,6 +31,15 @@ _RATES = (
     "a minute: {completed:,.1f} completed, {retried:,.1f} failed tries to be retried, {failed:,.1f} failed for good"
 )
 
+OVERDUE = 60.0
+"""Seconds for which a cron entry may be due before it is worth a line."""
+
+MOST_NAMES = 50
+"""Names that people see."""
+
+MOST_UNHANDLED = 10
+"""Names that a sentence lists."""
+
 SHORTEST = 8
 """Characters of a name that are shown at least."""
 
@@ -37,6 +47,7 @@ SHORTEST = 8
 @dataclass(frozen=True, slots=True)
 class _Overview:
     insights: Insights
+    cron: CronStanding
     workers: int
     recent: dict[str, ThroughputPoint]
 
@@ -57,7 +68,8 @@ class _Overview:
 @click.option("--interval", type=click.FloatRange(0.1), default=2.0, show_default=True, help="Seconds between looks.")
 @json_option
 def insights(url: URL, watch: bool, interval: float, as_json: bool) -> None:
-    """Show what waits, runs and has failed, in total and by name; rates are those of the last five minutes.
+    """Show what waits, runs and has failed, in total and by name; rates are those of the last five minutes, and
+    lag by up to a minute.
 
     A job counts as failed when no other try follows; a failed try that is followed by another counts as retried.
 
@@ -66,8 +78,8 @@ def insights(url: URL, watch: bool, interval: float, as_json: bool) -> None:
       queue-kit insights --watch
 
     With --json: {"pending", "scheduled", "running", "failed", "oldest_due_seconds", "completed_per_minute",
-    "retried_per_minute", "failed_per_minute", "workers", "unhandled_names", "by_name": {name: the same counts and
-    rates}}; with --watch as well, one such object a line.
+    "retried_per_minute", "failed_per_minute", "cron_paused", "cron_overdue_seconds", "workers", "unhandled_names",
+    "by_name": {name: the same counts and rates}}; with --watch as well, one such object a line.
     """
     if not watch:
         overview = on_database(url, _look, within=ANSWER)
@@ -84,6 +96,7 @@ def insights(url: URL, watch: bool, interval: float, as_json: bool) -> None:
 async def _look(engine: AsyncEngine) -> _Overview:
     return _Overview(
         await queue_insights(engine),
+        await cron_standing(engine),
         len(await alive(engine)),
         await throughput_by_name(engine, last=MINUTES * 60),
     )
@@ -148,17 +161,29 @@ def _lines(overview: _Overview | str, width: int | None = None) -> list[str]:
         f"{amount(overview.workers, 'worker')} alive",
     ]
     if total.unhandled_names:
-        lines.append(f"no live worker runs: {shown(', '.join(total.unhandled_names))}")
+        lines.append(f"no live worker runs: {_some(total.unhandled_names)}")
+    if overview.cron.paused:
+        lines.append(f"cron entries that are paused: {overview.cron.paused:,}")
+    if overview.cron.overdue_seconds >= OVERDUE:
+        lines.append(f"a cron entry has been due for {duration(overview.cron.overdue_seconds)}")
     headings = ("NAME", "DUE", "LATER", "RUNS", "FAILED", "OLDEST", "DONE/MIN", "RETRY/MIN", "FAIL/MIN", "MEAN")
-    names = [shown(name) for name in overview.names]
-    figures = [_figures(overview, name) for name in overview.names]
+    chosen = foremost(overview.names, total.by_name, MOST_NAMES)
+    names = [shown(name) for name in chosen]
+    figures = [_figures(overview, name) for name in chosen]
     found = table(headings, [(name, *beside) for name, beside in zip(names, figures, strict=True)])
     if width is not None:
         widest = max(len(click.unstyle(line)) for line in found)
         longest = max([*(min(len(name), MAX_CELL) for name in names), SHORTEST])
         most = max(longest - max(widest - width, 0), SHORTEST)
         found = table(headings, [(cut(name, most), *beside) for name, beside in zip(names, figures, strict=True)])
-    return [*lines, "", *found]
+    more = len(overview.names) - len(chosen)
+    rest = f"and {amount(more, 'name')} more; these have failed jobs, wait longest or have most jobs; --json has all"
+    return [*lines, "", *found, *([rest] if more else [])]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_UNHANDLED:,} more" if len(names) > MOST_UNHANDLED else ""
+    return shown(", ".join(names[:MOST_UNHANDLED])) + more
 
 
 def _figures(overview: _Overview, name: str) -> tuple[object, ...]:
@@ -188,6 +213,8 @@ def _as_dict(overview: _Overview) -> dict[str, Any]:
         } | {f"{end}_per_minute": rate for end, rate in rates.items()}
 
     return counted(insights, overview.rates()) | {
+        "cron_paused": overview.cron.paused,
+        "cron_overdue_seconds": overview.cron.overdue_seconds,
         "workers": overview.workers,
         "unhandled_names": insights.unhandled_names,
         "by_name": {

@@ -19,7 +19,7 @@ from queue_kit.dashboard._guard import audit
 from queue_kit.dashboard._many import CONFIRMED, Many, change_these
 from queue_kit.dashboard._pool import Pool
 from queue_kit.dashboard._privacy import Privacy
-from queue_kit.dashboard._render import see
+from queue_kit.dashboard._render import proven, see
 from queue_kit.errors import CronJobNotFound, InvalidCron, JobConflict, JobNotFound
 from queue_kit.job import JobState, printable
 from queue_kit.operate import cancel_job, retry_job, run_job_now
@@ -73,7 +73,8 @@ class Actions:
         _record(request, action, **subject, changed=change.changed, skipped=change.skipped)
         notice = "many_retried" if action == "retry" else "many_cancelled"
         more = "1" if change.more else None
-        return see("../jobs", **back, notice=notice, count=change.changed, skipped=change.skipped or None, more=more)
+        said = proven(request, notice=notice, count=change.changed, skipped=change.skipped or None, more=more)
+        return see("../jobs", **back, **said)
 
     async def cron(self, request: Request) -> Response:
         """Run, pause or resume a cron entry."""

@@ -38,11 +38,11 @@ def dashboard(
 ) -> ASGIApp:
     """The dashboard as an ASGI application, to be mounted under any prefix.
 
-    `authorize` is asked for every request and returns an `Access`, or None. `hidden_names` are patterns (`payment.*`)
-    of the jobs whose payloads and errors' texts nobody sees here, `hidden_keys` those of the payload keys whose values
-    are hidden. `title` stands in the corner. It reads on two connections of its own, which are closed when the engine
-    is disposed of. Raises `ConfigurationError` without `authorize`, for patterns that are none and for an SQLite engine
-    that is not `sqlite_engine`'s, and `TypeError` for what is no `AsyncEngine`.
+    `authorize` is asked for every request but those of static files, and returns an `Access`, or None. `hidden_names`
+    are patterns (`payment.*`) of the jobs whose payloads and errors' texts nobody sees here, `hidden_keys` those of the
+    payload keys whose values are hidden. `title` stands in the corner. It reads on two connections of its own, which
+    are closed when the engine is disposed of. Raises `ConfigurationError` without `authorize`, for patterns that are
+    none and for an SQLite engine that is not `sqlite_engine`'s, and `TypeError` for what is no `AsyncEngine`.
 
     >>> from queue_kit.dashboard import Access, dashboard
     >>> async def authorize(request):

@@ -1,11 +1,12 @@
 """What an operator should look at first, in words."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from queue_kit.cron_jobs import CronStanding
 from queue_kit.dashboard._render import query
 from queue_kit.dashboard._wording import number, span
-from queue_kit.history import ThroughputPoint
+from queue_kit.failures import NEWEST
 from queue_kit.operate import Insights
 
 LONG = 300.0
@@ -28,12 +29,12 @@ class Concern:
     rest: str = ""
 
 
-def concerns(insights: Insights, worker_count: int, last_hour: Sequence[ThroughputPoint]) -> list[Concern]:
-    """What is not as it should be, the gravest first."""
-    return sorted(_found(insights, worker_count, last_hour), key=lambda concern: not concern.is_grave)
+def concerns(insights: Insights, cron: CronStanding, worker_count: int, failed: int) -> list[Concern]:
+    """What is not as it should be, the gravest first; `failed` are the failed jobs of the last hour."""
+    return sorted(_found(insights, cron, worker_count, failed), key=lambda concern: not concern.is_grave)
 
 
-def _found(insights: Insights, worker_count: int, last_hour: Sequence[ThroughputPoint]) -> Iterator[Concern]:
+def _found(insights: Insights, cron: CronStanding, worker_count: int, failed: int) -> Iterator[Concern]:
     if not worker_count:
         due = f"No worker is alive, and {_jobs(insights.pending)} due."
         idle = "No worker is alive. Nothing is due yet."
@@ -45,10 +46,15 @@ def _found(insights: Insights, worker_count: int, last_hour: Sequence[Throughput
     if insights.oldest_due_seconds is not None and insights.oldest_due_seconds >= LONG:
         waits = f"A job has been due for {span(insights.oldest_due_seconds)}."
         yield Concern(waits, "Jobs that wait", "jobs" + query({"state": "ready"}))
-    failed = sum(point.failed for point in last_hour)
+    if cron.overdue_seconds >= LONG:
+        yield Concern(f"A cron entry has been due for {span(cron.overdue_seconds)}.", "Cron", "cron")
+    if cron.paused:
+        entries = f"{number(cron.paused)} cron entries are" if cron.paused > 1 else "A cron entry is"
+        yield Concern(f"{entries} paused.", "Cron", "cron")
     if failed:
+        jobs = f"{number(failed)} job{'s' if failed > 1 else ''}{' or more' if failed >= NEWEST else ''}"
         yield Concern(
-            f"{number(failed)} job{'s' if failed > 1 else ''} failed for good in the last hour.",
+            f"{jobs} failed for good in the last hour.",
             "What went wrong",
             "#failures",
         )

@@ -1,6 +1,7 @@
 """The pages: each reads what it shows in short transactions, and leaves the rest to its template."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
@@ -10,9 +11,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from queue_kit._dialect.columns import nearest_instant
 from queue_kit._reach import MAX_ID
 from queue_kit._statements import looking
-from queue_kit.cron_jobs import list_cron_jobs
+from queue_kit.cron_jobs import cron_standing, list_cron_jobs
 from queue_kit.dashboard._access import admitted
 from queue_kit.dashboard._asking import choice, id_of, words
 from queue_kit.dashboard._charts import runs_chart, times_chart
@@ -24,11 +26,11 @@ from queue_kit.dashboard._privacy import Privacy
 from queue_kit.dashboard._reading import is_there, line_of, whole
 from queue_kit.dashboard._render import Renderer, see
 from queue_kit.dashboard._shared import Shared
-from queue_kit.failures import failure_groups
+from queue_kit.failures import FailureGroup, grouped, newest_failures
 from queue_kit.fleet import list_workers
 from queue_kit.history import throughput, throughput_by_name
 from queue_kit.job import JobState
-from queue_kit.operate import NameInsights, list_job_texts, queue_insights
+from queue_kit.operate import NameInsights, foremost, list_job_texts, queue_insights
 
 T = TypeVar("T")
 
@@ -41,8 +43,20 @@ LOOKED_BACK = 50_000
 GROUPS = 20
 """Failures on the overview."""
 
+NAMES = 200
+"""Names on a page, and those that a form offers."""
+
 PERIODS = {"hour": timedelta(hours=1), "day": timedelta(days=1)}
 AGES = {"hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(days=7)}
+
+
+@dataclass(frozen=True, slots=True)
+class Failures:
+    """The failed jobs by what went wrong, and how many of the newest ones failed in the last hour. The history would
+    know it a minute late, and of those that were queued again, too."""
+
+    groups: Sequence[FailureGroup]
+    lately: int
 
 
 class Pages:
@@ -54,7 +68,8 @@ class Pages:
         self._privacy = privacy
         self._insights = self._shared(queue_insights)
         self._workers = self._shared(list_workers)
-        self._groups = self._shared(lambda session: failure_groups(session, limit=GROUPS))
+        self._cron = self._shared(cron_standing)
+        self._failures = self._shared(_failures)
         self._by_name = self._shared(throughput_by_name)
         self._throughput = {name: self._throughput_of(last) for name, last in PERIODS.items()}
 
@@ -75,18 +90,18 @@ class Pages:
             period = "hour"
         insights, workers = await self._insights.get(), await self._workers.get()
         points = await self._throughput[period].get()
-        last_hour = points if period == "hour" else await self._throughput["hour"].get()
+        failures = await self._failures.get()
         return self._renderer.page(
             request,
             "overview.html",
             insights=insights,
             workers=workers,
-            groups=await self._groups.get(),
+            groups=failures.groups,
             points=points,
             runs=runs_chart(points),
             times=times_chart(points),
             completed=sum(point.completed for point in points),
-            concerns=concerns(insights, len(workers), last_hour),
+            concerns=concerns(insights, await self._cron.get(), len(workers), failures.lately),
             period=period,
             hides=self._hides(request),
         )
@@ -94,12 +109,14 @@ class Pages:
     async def names(self, request: Request) -> Response:
         """The names of jobs that live, have failed or ran in the last hour, and how many workers know each."""
         insights, workers, ran = await self._insights.get(), await self._workers.get(), await self._by_name.get()
-        nothing = NameInsights()
+        nothing, names = NameInsights(), insights.by_name.keys() | ran.keys()
         rows = [
             (name, insights.by_name.get(name, nothing), ran.get(name), sum(name in each.names for each in workers))
-            for name in sorted(insights.by_name.keys() | ran.keys())
+            for name in foremost(names, insights.by_name, NAMES)
         ]
-        return self._renderer.page(request, "names.html", rows=rows, unhandled=insights.unhandled_names)
+        return self._renderer.page(
+            request, "names.html", rows=rows, more=len(names) - len(rows), unhandled=insights.unhandled_names
+        )
 
     async def workers(self, request: Request) -> Response:
         """The workers that are alive, and what they run."""
@@ -143,8 +160,12 @@ class Pages:
             back_to=back_to if len(rows) <= PAGE else 0,
             filters={"q": looked_for, "name": name, "state": state, "age": age},
             after=after,
-            names=(await self._insights.get()).by_name,
+            names=await self._offered(),
         )
+
+    async def _offered(self) -> list[str]:
+        by_name = (await self._insights.get()).by_name
+        return foremost(by_name, by_name, NAMES)
 
     async def job(self, request: Request) -> Response:
         """One job."""
@@ -179,6 +200,13 @@ class Pages:
 
     def _hides(self, request: Request) -> Callable[[str], bool]:
         return partial(self._privacy.hides, access=admitted(request))
+
+
+async def _failures(session: AsyncSession) -> Failures:
+    rows, more = await newest_failures(session, None)
+    hour_ago = datetime.now(UTC) - timedelta(hours=1)
+    lately = sum(nearest_instant(row.updated_at) > hour_ago for row in rows)
+    return Failures(grouped(rows, more=more)[:GROUPS], lately)
 
 
 async def _far_enough(session: AsyncSession, after: int | None) -> int:

@@ -102,15 +102,28 @@ class Renderer:
 
 
 def _notice(request: Request) -> str | None:
-    """What a change came to. An address only says which sentence, and numbers: nobody can put words in it."""
+    """What a change came to. An address only says which sentence, and numbers: nobody can put words in it, and numbers
+    only who made the change."""
     given = request.query_params
     text = NOTICES.get(given.get("notice", ""))
-    if text is None:
+    if text is None or access_of(request) is None:
+        return None
+    if "{0}" in text and given.get("proof") != _proof(request, given):
         return None
     counts = {key: id_of(given.get(key, "")) or 0 for key in ("count", "skipped")}
     skipped = f" {_wording.number(counts['skipped'])} could not be changed." if counts["skipped"] else ""
     more = " There are more of them." if given.get("more") else ""
     return text.format(_wording.number(counts["count"]), "" if counts["count"] == 1 else "s") + skipped + more
+
+
+def proven(request: Request, **said: Any) -> dict[str, Any]:
+    """A notice and its numbers for the address of the page to come, with the proof that they are ours."""
+    return {**said, "proof": _proof(request, said)}
+
+
+def _proof(request: Request, said: Mapping[str, Any]) -> str:
+    parts = (said.get(key) for key in ("notice", "count", "skipped", "more"))
+    return _forms.proof_of(request, " ".join("" if part is None else str(part) for part in parts))
 
 
 def up(request: Request) -> str:

@@ -1,11 +1,11 @@
-"""What is in the queue, for Prometheus: the backlog by name, how old it is, and names that no live worker runs.
+"""What is in the queue, for Prometheus: the backlog by name, how old it is, names that no live worker runs, and cron
+entries that do not go on.
 
 The database is asked on a timer or when a scrape awaits it, never by the scrape itself: `collect()` only shows what was
 seen last. A large backlog takes long to count, so looks are paced by what they cost.
 """
 
 import asyncio
-import heapq
 import logging
 import math
 import time
@@ -18,11 +18,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from queue_kit._handler import check_limits
 from queue_kit._link import in_a_line
-from queue_kit._statements import database
+from queue_kit._statements import database, workers
+from queue_kit.cron_jobs import CronStanding, cron_standing
 from queue_kit.errors import ConfigurationError
 from queue_kit.job import Seconds
 from queue_kit.operate import Insights, NameInsights, queue_insights
-from queue_kit.telemetry._labels import MOST_NAMES, OTHER, check_most_names, check_registry
+from queue_kit.telemetry._labels import MOST_NAMES, OTHER, Chosen, check_most_names, check_registry
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry
@@ -41,10 +42,19 @@ LATER = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
-    """What a look at the queue saw; `insights` is `None` when it failed."""
+class _Seen:
+    """What is in the queue, and the names that have series of their own."""
 
-    insights: Insights | None
+    insights: Insights
+    cron: CronStanding
+    chosen: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What a look at the queue saw; `None` when it failed."""
+
+    seen: _Seen | None
     at: float
     seconds: float
 
@@ -54,8 +64,9 @@ class QueueStateMetrics(Collector):
 
     Inside `async with` a timer reads it; without, `await refresh()` before each scrape. A look takes one connection of
     `engine`'s pool, for at most `timeout` seconds on PostgreSQL; while the last one failed, only `queue_kit_queue_up`,
-    0, is exported. Every process that has one reads the whole queue: combine them with `max`, not with `sum`. The names
-    with most jobs have series of their own, up to `most_names`. It is in `registry` from the start, and until the
+    0, is exported. Every process that has one reads the whole queue: combine them with `max`, not with `sum`. At
+    most `most_names` names ever have series of their own: first those that live workers run, then those with most jobs,
+    in half of the places; a name that has them keeps them. It is in `registry` from the start, and until the
     `async with` ends. Raises `ConfigurationError` when `registry` has one.
 
     >>> from prometheus_client import CollectorRegistry
@@ -78,8 +89,8 @@ class QueueStateMetrics(Collector):
         self._engine = engine.execution_options(queue_kit_readonly=True)
         self._interval = _positive(interval, "interval")
         self._timeout = _positive(timeout, "timeout")
-        self._most_names = check_most_names(most_names)
-        self._seen: _Look | None = None
+        self._names = Chosen(check_most_names(most_names))
+        self._last: _Look | None = None
         self._earliest = -math.inf
         self._looking: asyncio.Task[None] | None = None
         self._timer: asyncio.Task[None] | None = None
@@ -111,7 +122,7 @@ class QueueStateMetrics(Collector):
             self._timer = None
         if self._looking is not None:
             await asyncio.wait({self._looking})
-        self._seen, self._earliest = None, -math.inf  # old figures would pass for new ones
+        self._last, self._earliest = None, -math.inf  # old figures would pass for new ones
         if self._registered:
             self._registered = False
             self._registry.unregister(self)
@@ -136,26 +147,30 @@ class QueueStateMetrics(Collector):
 
     async def _look(self) -> None:
         began = time.monotonic()
-        insights = None
+        seen = None
         try:
             # On SQLite a cancelled statement would run on and cost its connection; a reader there waits for nobody.
             async with asyncio.timeout(self._timeout + LATER if self._is_postgresql else None):
-                insights = await self._read()
+                seen = await self._read()
         except Exception as error:  # noqa: BLE001 - whatever it is, a scrape says that it failed
-            if self._seen is None or self._seen.insights is not None:
+            if self._last is None or self._last.seen is not None:
                 _logger.warning("the state of the queue cannot be read: %s", in_a_line(error))
         finally:
             seconds = time.monotonic() - began
-            self._seen = _Look(insights, time.time(), seconds)
+            self._last = _Look(seen, time.time(), seconds)
             self._earliest = time.monotonic() + max(self._interval, PAUSES * seconds)
             self._looking = None
 
-    async def _read(self) -> Insights:
+    async def _read(self) -> _Seen:
         async with AsyncSession(self._engine) as session:
             if self._is_postgresql:  # or it would go on there when nobody waits any more
                 milliseconds = str(math.ceil(self._timeout * 1000))
                 await session.execute(database.limit_statements(), {"milliseconds": milliseconds})
-            return await queue_insights(session)
+            insights = await queue_insights(session)
+            cron = await cron_standing(session)
+            registered = {name for names in await session.scalars(workers.names_alive()) for name in names}
+        sizes = {name: _size(of_name) for name, of_name in insights.by_name.items()}
+        return _Seen(insights, cron, self._names.choose(sizes, registered))
 
     @property
     def _is_postgresql(self) -> bool:
@@ -169,14 +184,14 @@ class QueueStateMetrics(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """What was seen last."""
-        families, seen = _Families(), self._seen
-        if seen is None:
+        families, last = _Families(), self._last
+        if last is None:
             return families.all
-        families.up.add_metric([], seen.insights is not None)
-        families.seconds.add_metric([], seen.seconds)
-        if seen.insights is not None:
-            families.refreshed.add_metric([], seen.at)
-            families.add(seen.insights, self._most_names)
+        families.up.add_metric([], last.seen is not None)
+        families.seconds.add_metric([], last.seconds)
+        if last.seen is not None:
+            families.refreshed.add_metric([], last.at)
+            families.add(last.seen)
         return families.all
 
 
@@ -202,40 +217,50 @@ class _Families:
         self.unhandled = GaugeMetricFamily(
             "queue_kit_queue_unhandled_jobs", "Waiting jobs whose name no live worker runs.", labels=("name",)
         )
+        self.paused = GaugeMetricFamily("queue_kit_queue_cron_paused", "Cron entries that are paused.")
+        self.overdue = GaugeMetricFamily(
+            "queue_kit_queue_cron_overdue_seconds",
+            "For how long the most overdue cron entry is due that is neither paused nor runs; 0 when none is.",
+        )
 
     @property
     def all(self) -> list[Metric]:
-        return [self.up, self.seconds, self.refreshed, self.jobs, self.oldest, self.unhandled]
+        by_name = [self.jobs, self.oldest, self.unhandled]
+        return [self.up, self.seconds, self.refreshed, *by_name, self.paused, self.overdue]
 
-    def add(self, insights: Insights, most_names: int) -> None:
-        for name, of_name in _largest(insights.by_name.items(), most_names):
+    def add(self, seen: _Seen) -> None:
+        by_name = seen.insights.by_name
+        for name, of_name in _with_the_rest_as_one(by_name.items(), seen.chosen):
             for state in ("pending", "scheduled", "running", "failed"):
                 self.jobs.add_metric([name, state], getattr(of_name, state))
             self.oldest.add_metric([name], of_name.oldest_due_seconds or 0.0)
-        unhandled = ((name, insights.by_name[name]) for name in insights.unhandled_names)
-        for name, of_name in _largest(unhandled, most_names):
+        unhandled = ((name, by_name[name]) for name in seen.insights.unhandled_names)
+        for name, of_name in _with_the_rest_as_one(unhandled, seen.chosen):
             self.unhandled.add_metric([name], of_name.pending + of_name.scheduled)
+        self.paused.add_metric([], seen.cron.paused)
+        self.overdue.add_metric([], seen.cron.overdue_seconds)
 
 
-def _largest(by_name: Iterable[tuple[str, NameInsights]], most: int) -> Iterator[tuple[str, NameInsights]]:
-    """The names with most jobs, and the others as one."""
-    names = list(by_name)
-    if len(names) <= most:
-        yield from names
-        return
-    kept = dict(heapq.nlargest(most, names, key=lambda item: _size(item[1])))
-    yield from kept.items()
-    rest = [of_name for name, of_name in names if name not in kept]
-    yield (
-        OTHER,
-        NameInsights(
-            pending=sum(each.pending for each in rest),
-            scheduled=sum(each.scheduled for each in rest),
-            running=sum(each.running for each in rest),
-            failed=sum(each.failed for each in rest),
-            oldest_due_seconds=max(each.oldest_due_seconds or 0.0 for each in rest),
-        ),
-    )
+def _with_the_rest_as_one(
+    by_name: Iterable[tuple[str, NameInsights]], chosen: frozenset[str]
+) -> Iterator[tuple[str, NameInsights]]:
+    rest = []
+    for name, of_name in by_name:
+        if name in chosen:
+            yield name, of_name
+        else:
+            rest.append(of_name)
+    if rest:
+        yield (
+            OTHER,
+            NameInsights(
+                pending=sum(each.pending for each in rest),
+                scheduled=sum(each.scheduled for each in rest),
+                running=sum(each.running for each in rest),
+                failed=sum(each.failed for each in rest),
+                oldest_due_seconds=max(each.oldest_due_seconds or 0.0 for each in rest),
+            ),
+        )
 
 
 def _size(of_name: NameInsights) -> int:

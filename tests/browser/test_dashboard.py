@@ -192,8 +192,8 @@ def test_many_jobs_are_picked_or_changed_by_their_error(page, base):
 
 
 def test_what_a_change_came_to_is_not_kept_in_the_address(page, base):
-    page.goto(f"{base}/jobs?state=failed&notice=many_retried&count=2&skipped=1&more=1")
-    expect(page.get_by_role("status").filter(has_text="2 jobs queued again. 1 could not be changed.")).to_be_visible()
+    page.goto(f"{base}/jobs?state=failed&notice=retried&count=2&skipped=1&more=1&proof=0")
+    expect(page.get_by_role("status").filter(has_text="The job is queued again")).to_be_visible()
     expect(page).to_have_url(f"{base}/jobs?state=failed")
 
 

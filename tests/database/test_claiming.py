@@ -366,3 +366,15 @@ async def test_suspects_that_are_due_together_are_all_drained_one_after_the_othe
         await lapse(engine, job_id, times=2)
     counts = await QueueWorker(engine, {"suspect": note}, parallel_count=2).drain()
     assert (counts["completed"], most) == (3, [1, 1, 1])
+
+
+async def test_the_log_says_once_that_jobs_wait_for_suspects(engine, caplog):
+    async def nothing(event, session, job): ...
+
+    ids = await add_jobs(engine, [NewJob("suspect", max_retry_count=9)] * 3 + [NewJob("other")] * 3)
+    for job_id in ids[:3]:
+        await lapse(engine, job_id, times=2)
+    await QueueWorker(engine, {"suspect": nothing, "other": nothing}, parallel_count=2).drain()
+    (told,) = [record for record in caplog.records if "runs alone" in record.message]
+    assert told.message == f"job {ids[0]} suspect lost its lease 2 times, so it runs alone; other jobs wait"
+    assert (told.levelname, told.job_id, told.job_name) == ("WARNING", ids[0], "suspect")

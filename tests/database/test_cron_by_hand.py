@@ -102,6 +102,14 @@ async def test_a_paused_entry_starts_nothing_until_it_is_resumed(engine, way, ti
     assert not (await list_cron_jobs(engine))[0].paused
 
 
+async def test_the_log_says_that_an_entry_was_paused_and_goes_on(engine, tick, caplog):
+    caplog.set_level("INFO", "queue_kit.cron")
+    for change_entry in (pause_cron_job, pause_cron_job, resume_cron_job, resume_cron_job):
+        await change_entry(engine, "tick")
+    told = [(record.message, record.cron_name) for record in caplog.records if record.name == "queue_kit.cron"]
+    assert told == [("cron job tick is paused", "tick"), ("cron job tick goes on", "tick")]
+
+
 async def test_an_overdue_occurrence_is_not_made_up_for(engine, tick):
     overdue, _ = await make_due(engine, "tick")
     await pause_cron_job(engine, "tick")

@@ -33,6 +33,8 @@ from queue_kit import (
     list_cron_jobs,
     pause_cron_job,
     register_cron_jobs,
+    retry_job,
+    run_cron_job,
 )
 from queue_kit.dashboard import Access, _pages, _pool, dashboard
 from queue_kit.dashboard._local import Door
@@ -42,7 +44,7 @@ from queue_kit.dashboard._privacy import HIDDEN_KEYS, Privacy
 from queue_kit.dashboard._shared import Shared
 from queue_kit.models import FAILED, JobRow, WorkerRow
 from tests.proxy import through_proxy
-from tests.support import change, row_of, until
+from tests.support import change, move, row_of, until
 
 BASE = "http://queue.test"
 SAME_SITE = {"sec-fetch-site": "same-origin"}
@@ -346,6 +348,45 @@ async def test_the_overview_says_what_an_operator_should_know(ada, engine):
     text = (await ada.get("/")).text
     assert "No worker is alive, and a job is due." in text
     assert re.search(r"<strong>3</strong>.*?TimeoutError.*?email\.send.*?no answer within … s", text, re.DOTALL)
+
+
+async def test_the_overview_says_what_failed_at_once_and_until_it_is_mended(engine):
+    job_id = await add_job(engine, "email.send")
+    await fail(engine, job_id)  # and no worker has written a history
+    app = dashboard(engine, authorize=lambda _: Access("ada", act=True))
+    async with visiting(app) as ada:
+        assert "1 job failed for good in the last hour." in (await ada.get("/")).text
+        await retry_job(engine, job_id)
+
+        async def mended():
+            return "failed for good in the last hour" not in (await ada.get("/")).text
+
+        await until(mended)
+
+
+async def test_of_many_names_those_that_matter_most_are_shown(ada, engine):
+    names = ["failed", "waits", *(f"idle {number:03}" for number in range(298))]
+    async with engine.begin() as connection:
+        await connection.execute(insert(JobRow.__table__), [{"name": name} for name in names])
+    await fail(engine, 1)
+    await move(engine, 2, scheduled_at=-1000)
+    page = (await ada.get("/names")).text
+    assert page.count("<tr data-key=") == 200
+    assert "100 more names are not shown." in page
+    assert all(f'<tr data-key="{name}">' in page for name in ("failed", "waits"))
+    offered = (await ada.get("/jobs")).text
+    assert offered.count("<option value=") - offered.split("</datalist>")[1].count("<option value=") == 200
+    assert '<option value="failed"></option>' in offered
+
+
+async def test_the_overview_says_which_cron_entries_do_not_go_on(ada, engine):
+    await register_cron_jobs(engine, [CronJob("late", "0 0 1 1 *"), CronJob("paused", "0 0 1 1 *")])
+    await pause_cron_job(engine, "paused")
+    late = await run_cron_job(engine, "late")
+    await move(engine, late, scheduled_at=-400)
+    text = (await ada.get("/")).text
+    assert "A cron entry is paused." in text
+    assert "A cron entry has been due for 6 min" in text
 
 
 async def test_a_worker_and_what_it_runs_is_shown(engine):
@@ -734,9 +775,14 @@ async def test_picked_jobs_are_changed_together(ada, engine):
     for job_id in ids:
         await fail(engine, job_id)
     answer = await press(ada, "/jobs?state=failed", "/jobs/change", id=ids[:2], action="retry", state="failed")
-    assert answer.headers["location"] == "../jobs?state=failed&notice=many_retried&count=2"
+    address = answer.headers["location"].removeprefix("..")
+    assert address.startswith("/jobs?state=failed&notice=many_retried&count=2&proof=")
     assert [(await row_of(engine, job_id)).state for job_id in ids] == ["ready", "ready", "failed"]
-    assert "2 jobs queued again." in (await ada.get("/jobs?notice=many_retried&count=2")).text
+    assert "2 jobs queued again." in (await ada.get(address)).text
+    for forged in (address.replace("count=2", "count=99999"), "/jobs?notice=many_retried&count=99999"):
+        assert "queued again." not in (await ada.get(forged)).text
+    async with visiting(dashboard(engine, authorize=lambda _: Access("ada", act=True))) as elsewhere:
+        assert "queued again." not in (await elsewhere.get(address)).text
     assert (await press(ada, "/jobs", "/jobs/change", id=ids, action="explode")).status_code == 400
 
 

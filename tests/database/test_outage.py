@@ -96,7 +96,7 @@ async def test_endings_are_kept_while_the_database_is_away_and_written_when_it_i
     assert changes(caplog) == ["the database does not answer", "the database answers again"]
 
 
-async def test_a_run_whose_lease_lapses_in_an_outage_is_released_with_nothing_counted(away, pg_engine):
+async def test_a_run_whose_lease_lapses_in_an_outage_is_released_with_nothing_counted(away, pg_engine, caplog):
     proxy, engine = away
     reasons, begun = [], []
 
@@ -120,6 +120,9 @@ async def test_a_run_whose_lease_lapses_in_an_outage_is_released_with_nothing_co
     assert hook.verdicts == ["released", "completed"]
     row = await row_of(pg_engine, job_id)
     assert (row.state, row.retry_count, row.lost, row.errors) == (JobState.completed, 0, 0, None)
+    (line,) = [record for record in caplog.records if getattr(record, "job_outcome", None) == "released"]
+    assert line.levelname == "WARNING"
+    assert line.message.endswith(f" s: the lease of job {job_id} was not renewed in time")
 
 
 async def test_a_job_that_is_cancelled_once_its_lease_lapsed_is_lost_for_the_worker_that_had_it(away, pg_engine):

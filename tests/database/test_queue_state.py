@@ -10,7 +10,16 @@ from prometheus_client import CollectorRegistry, generate_latest
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from queue_kit import ConfigurationError, NewJob, QueueWorker, add_job, add_jobs, migrate
+from queue_kit import (
+    ConfigurationError,
+    NewJob,
+    QueueWorker,
+    add_job,
+    add_jobs,
+    migrate,
+    pause_cron_job,
+    run_cron_job,
+)
 from queue_kit.telemetry._labels import OTHER
 from queue_kit.telemetry.queue_state import QueueStateMetrics
 from tests.conftest import engine_for
@@ -81,6 +90,30 @@ async def test_names_that_no_live_worker_runs_are_shown_until_one_does(engine, r
     assert value("unhandled_jobs", name="somebody") == 1
 
 
+async def test_cron_entries_that_do_not_go_on_are_shown(engine, registry, value):
+    state = QueueStateMetrics(engine, registry, **FAST)
+    await refreshed(state)
+    assert (value("cron_paused"), value("cron_overdue_seconds")) == (0, 0)
+    for name in ("late", "paused", "runs"):
+        await raw(
+            engine,
+            "INSERT INTO queue_kit_cron (name, expression, timezone, priority, next_at) "
+            f"VALUES ('{name}', '0 0 1 1 *', 'UTC', 5, '2020-01-01 00:00:00.000')",
+        )
+        await run_cron_job(engine, name)
+    await raw(engine, "UPDATE queue_kit_job SET lease_until = '2999-01-01 00:00:00.000' WHERE name = 'runs'")
+    (late,) = await raw(engine, "SELECT id FROM queue_kit_job WHERE name = 'late'")
+    await move(engine, late.id, scheduled_at=-100)
+    await pause_cron_job(engine, "paused")
+    await refreshed(state)
+    assert value("cron_paused") == 1
+    assert 100 <= value("cron_overdue_seconds") < 200
+    await raw(engine, "DELETE FROM queue_kit_job WHERE name = 'late'")  # without a job, its tick counts
+    await raw(engine, "UPDATE queue_kit_cron SET next_at = '2020-01-01 00:00:00.000'")
+    await refreshed(state)
+    assert value("cron_overdue_seconds") > 86_400
+
+
 async def test_a_backlog_that_is_gone_is_shown_no_more(engine, registry, value):
     await add_job(engine, "a")
     state = QueueStateMetrics(engine, registry, **FAST)
@@ -93,11 +126,38 @@ async def test_a_backlog_that_is_gone_is_shown_no_more(engine, registry, value):
 
 async def test_the_names_with_most_jobs_have_series_of_their_own(engine, registry, value):
     await add_jobs(engine, [NewJob(name) for name in ("a", "b", "b", "c", "d", "d", "d")])
-    await QueueStateMetrics(engine, registry, most_names=2).refresh()
+    await QueueStateMetrics(engine, registry, most_names=4).refresh()
     counts = {name: value("jobs", name=name, state="pending") for name in ("a", "b", "c", "d", OTHER)}
     assert counts == {"a": None, "b": 2, "c": None, "d": 3, OTHER: 2}
     assert value("oldest_due_seconds", name=OTHER) > 0
     assert value("unhandled_jobs", name=OTHER) == 2
+
+
+async def test_names_that_workers_run_have_series_before_all_others(engine, registry, value):
+    async def ours(event, session, job): ...
+
+    await add_jobs(engine, [NewJob(f"stray {n}", delay=600) for n in range(5)] * 2)
+    state = QueueStateMetrics(engine, registry, most_names=4, **FAST)
+    await state.refresh()
+    await add_jobs(engine, [NewJob("ours", delay=600), NewJob("ours, too", delay=600)])
+    async with QueueWorker(engine, {"ours": ours, "ours, too": ours}):
+        await refreshed(state)
+    assert value("jobs", name="ours", state="scheduled") == value("jobs", name="ours, too", state="scheduled") == 1
+    assert value("jobs", name=OTHER, state="scheduled") == 6
+
+
+async def test_series_are_bounded_however_names_come_and_go(engine, registry, value):
+    state = QueueStateMetrics(engine, registry, most_names=4, **FAST)
+    shown = set()
+    for look in range(4):
+        await raw(engine, "DELETE FROM queue_kit_job WHERE name <> 'stays'")
+        await add_jobs(
+            engine, [NewJob(f"{look}-{n}") for n in range(9)] * 2 + [NewJob("stays")] * (3 if not look else 0)
+        )
+        await refreshed(state)
+        shown |= {sample.labels["name"] for metric in registry.collect() for sample in metric.samples if sample.labels}
+        assert value("jobs", name="stays", state="pending") == 3
+    assert len(shown - {OTHER}) <= 4
 
 
 # --- how often it is read ---------------------------------------------------------------------------------------------

@@ -49,6 +49,7 @@ async def test_a_handler_that_blocks_the_loop_is_named_with_its_stack(engine, jo
         await until(lambda: reports(caplog, logging.WARNING))
     (report,) = reports(caplog)
     assert report.startswith(f"job {job_id} blocks blocks the event loop, for 0.")
+    assert report.splitlines()[1].endswith(", in blocks")  # nothing of what calls it
     assert "in block_until_reported" in report
     assert "runs again" in reports(caplog, logging.WARNING)[0]
 

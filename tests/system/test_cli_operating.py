@@ -27,10 +27,12 @@ from queue_kit import (
     CronJob,
     Handlers,
     JobState,
+    NewJob,
     QueueWorker,
     _health,
     _locks,
     add_job,
+    add_jobs,
     migrate,
     register_cron_jobs,
     sqlite_engine,
@@ -398,6 +400,11 @@ async def test_cron_entries_are_listed_paused_resumed_and_run(engine, cli):
     assert await cli("cron", "pause", "report.daily") == "report.daily is paused\n"
     assert "paused" in await cli("cron")
     assert json.loads(await cli("cron", "--json"))[0]["paused"] is True
+    assert "cron entries that are paused: 1" in await cli("insights")
+    assert json.loads(await cli("insights", "--json"))["cron_paused"] == 1
+    await raw(engine, "UPDATE queue_kit_cron SET paused = false, next_at = '2020-01-01 00:00:00.000'")
+    assert "a cron entry has been due for" in await cli("insights")
+    await raw(engine, "UPDATE queue_kit_cron SET paused = true")
     assert await cli("cron", "resume", "report.daily") == "report.daily goes on\n"
     job_id = int(await cli("cron", "run", "report.daily"))
     assert (await occurrence(engine, "report.daily")).id == job_id
@@ -474,6 +481,16 @@ async def test_failures_and_insights_tell_a_script(engine, cli):
     assert overview["by_name"]["mail"]["failed"] == 1
     assert overview["by_name"]["pdf"]["oldest_due_seconds"] >= 0
     assert "no live worker runs: pdf" in await cli("insights")
+
+
+async def test_insights_shows_people_the_names_that_matter_most(engine, cli):
+    await job_in(engine, "failed", name="mail", errors=error())
+    await add_jobs(engine, [NewJob(f"idle {number:02}", delay=600) for number in range(60)])
+    said = (await cli("insights")).splitlines()
+    assert len(said) < 60
+    assert any(line.startswith("mail ") for line in said)
+    assert said[-1].startswith("and 11 names more")
+    assert len(json.loads(await cli("insights", "--json"))["by_name"]) == 61
 
 
 async def test_a_result_that_is_cut_is_marked(engine, cli, monkeypatch):

@@ -184,7 +184,7 @@ function refuse(fresh) {
 // A notice belongs to one change: a reload, or a later look, does not repeat it.
 function forgetNotice() {
   const here = new URL(location.href);
-  for (const each of ["notice", "count", "skipped", "more"]) here.searchParams.delete(each);
+  for (const each of ["notice", "count", "skipped", "more", "proof"]) here.searchParams.delete(each);
   history.replaceState(null, "", here);
   shown = here.pathname + here.search;
 }
