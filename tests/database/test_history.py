@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from queue_kit import (
@@ -21,6 +21,10 @@ from queue_kit import (
     throughput,
     throughput_by_name,
 )
+from queue_kit._dialect.columns import as_utc_text
+from queue_kit._history import Counts
+from queue_kit._statements import history
+from queue_kit._statements.vocabulary import as_batch
 from queue_kit.job import NewJob
 from queue_kit.models import HistoryRow
 from tests.database.clock import WAYS, database_now, reach
@@ -249,3 +253,11 @@ async def test_what_is_no_name_and_no_database_is_refused(engine):
         await throughput(engine, name=7)
     with pytest.raises(TypeError, match="AsyncSession, AsyncConnection or AsyncEngine"):
         await throughput("sqlite:///x")
+
+
+async def test_its_commit_does_not_wait_for_the_disk(pg_engine: AsyncEngine) -> None:
+    row = {"minute": as_utc_text(datetime(2026, 5, 1, 12, tzinfo=UTC)), "name": "work", **Counts().as_row()}
+    async with pg_engine.connect() as connection:
+        await connection.execute(text("SET LOCAL synchronous_commit = on"))
+        await connection.execute(history.add_history(), {"batch": as_batch([row])})
+        assert await connection.scalar(text("SHOW synchronous_commit")) == "off"

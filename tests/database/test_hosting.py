@@ -9,7 +9,8 @@ from datetime import timedelta
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
 
 from queue_kit import ConfigurationError, Discard, NewJob, QueueWorker, Snooze, add_job, add_jobs, cancel_job
 from tests.conftest import engine_for
@@ -40,6 +41,30 @@ async def test_parallel_count_jobs_run_at_once_and_never_more(engine, count):
         await until(lambda: len(hook.settled) == count * 3)
     assert max(most) == count
     assert hook.verdicts == ["completed"] * (count * 3)
+
+
+async def test_a_worker_takes_six_connections_and_one_for_each_session_in_use(pg_engine):
+    let_go, holding = asyncio.Event(), []
+
+    async def hold(event, session, job):
+        await session.execute(text("SELECT 1"))
+        holding.append(job.id)
+        await let_go.wait()
+
+    async def small(event, session, job): ...
+
+    hook = Recorder()
+    others = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    looking = create_async_engine(pg_engine.url, poolclass=NullPool)
+    await add_jobs(pg_engine, [NewJob("hold", priority=0)] * 3 + [NewJob("small")] * 500)
+    async with QueueWorker(pg_engine, {"hold": hold, "small": small}, parallel_count=10, hooks=[hook]):
+        await until(lambda: len(holding) == 3 and hook.verdicts.count("completed") == 500)
+        async with looking.connect() as connection:
+            taken = await connection.scalar(others)
+        let_go.set()
+    assert 3 < taken <= 6 + 3
 
 
 async def test_a_poll_finds_what_nothing_announced(engine, database_url):
