@@ -4,8 +4,10 @@ It is the one that is given, else one of our own, made as the tests make theirs 
 """
 
 import contextlib
+import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from unittest.mock import patch
 
 import asyncpg
@@ -38,7 +40,8 @@ def serving(url: str | None) -> Iterator[str]:
     if url:
         yield driver_url(url)
     else:
-        with patch.dict(postgres.SETTINGS, OWN_SETTINGS, clear=True), postgres.postgres() as own:
+        on_disk = Path(tempfile.gettempdir())  # in memory, where the tests' server lies, a commit waits for nothing
+        with patch.dict(postgres.SETTINGS, OWN_SETTINGS, clear=True), postgres.postgres(folder=on_disk) as own:
             yield driver_url(own)
 
 
