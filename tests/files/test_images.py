@@ -214,7 +214,8 @@ async def test_what_is_cut_off_is_refused():
 async def test_i8_what_says_that_it_is_enormous_is_not_decoded(format):
     # A limit of memory in which no such image could be decoded, or its canvas be made.
     tight = Images(max_memory=256 * MIB)
-    assert await refused(corpus.enlarged(format), tight) in {"pixels", "memory"}
+    own_words = {"damaged"} if format == "WEBP" else set()  # Pillow 11 finds no canvas for it, and says so
+    assert await refused(corpus.enlarged(format), tight) in {"pixels", "memory"} | own_words
 
 
 async def test_the_limit_of_pixels_is_exact():
