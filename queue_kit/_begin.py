@@ -27,8 +27,8 @@ def begin(
     for each statement (`None` is what the connection has), and refuse its commit unless `may_commit`."""
     adapter: Any = connection.connection.dbapi_connection
     if _can_begin(adapter):
-        _send_begin(connection, adapter, isolation, statement_timeout)
-        adapter._transaction = GuardedTransaction(adapter._transaction, may_commit)  # noqa: SLF001
+        transaction = _send_begin(connection, adapter, isolation, statement_timeout)
+        adapter._transaction = GuardedTransaction(transaction, may_commit)  # noqa: SLF001
         return
     commits.watch(connection, may_commit)
     if isolation is not None:
@@ -48,7 +48,8 @@ def _can_begin(adapter: Any) -> bool:
     )
 
 
-def _send_begin(connection: Connection, adapter: Any, isolation: str | None, statement_timeout: int | None) -> None:
+def _send_begin(connection: Connection, adapter: Any, isolation: str | None, statement_timeout: int | None) -> Any:
+    """asyncpg's transaction, begun; SQLAlchemy is still to be given it."""
     driver = adapter.driver_connection
     level = isolation or adapter.isolation_level
     words = "BEGIN" if level is None else f"BEGIN ISOLATION LEVEL {level.replace('_', ' ')}"
@@ -64,6 +65,7 @@ def _send_begin(connection: Connection, adapter: Any, isolation: str | None, sta
             raise DBAPIError(words, None, error, connection_invalidated=closed) from error
         raise
     transaction._state = type(transaction._state).STARTED  # noqa: SLF001 - there is no public way to say so
-    driver._top_xact = adapter._transaction = transaction  # noqa: SLF001
+    driver._top_xact = transaction  # noqa: SLF001
     if hasattr(adapter, "_started"):  # SQLAlchemy 2.0
         adapter._started = True  # noqa: SLF001
+    return transaction
