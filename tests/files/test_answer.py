@@ -198,6 +198,13 @@ def test_what_a_browser_would_run_is_a_download(content_type):
     assert headers["X-Content-Type-Options"] == "nosniff"
 
 
+@pytest.mark.parametrize(
+    "content_type", ["text/javascript", "application/x-javascript", "text/javascript1.5", "text/ecmascript", "text/css"]
+)
+def test_what_a_page_would_load_as_a_script_or_a_style_is_bytes_of_no_type(content_type):
+    assert ask(a_file(content_type=content_type)).headers["Content-Type"] == "application/octet-stream"
+
+
 @pytest.mark.parametrize("content_type", ["image/avif", "video/mp4", "audio/mpeg", "application/pdf", "text/plain"])
 def test_what_a_browser_only_shows_is_shown(content_type):
     headers = ask(a_file(content_type=content_type, name="x")).headers

@@ -25,6 +25,8 @@ _SHOWN_INLINE = frozenset(
     | {f"audio/{kind}" for kind in ["aac", "flac", "mp4", "mpeg", "ogg", "wav", "webm"]}
     | {f"video/{kind}" for kind in ["mp4", "ogg", "quicktime", "webm"]}
 )
+# Nor is a page or a service worker to load an uploaded script, or a style, from the application's own origin.
+_LOADED_BY_PAGES = re.compile(r"(application|text)/((x-)?(java|ecma|live|j)script[0-9.]*|css)")
 _CONTENT_TYPE = re.compile(r"[a-z0-9!#$&^_.+-]+/[a-z0-9!#$&^_.+-]+")
 _RANGE = re.compile(r"bytes=[ \t]*(\d*)-(\d*)[ \t]*", re.ASCII | re.IGNORECASE)
 _ETAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"')
@@ -149,7 +151,9 @@ def _date(value: str | None) -> datetime | None:
 
 def _described(file: File, *, download: bool) -> dict[str, str]:
     """The headers about the content. A row may be written by hand, so nothing of it is taken as it is."""
-    content_type = file.content_type if _CONTENT_TYPE.fullmatch(file.content_type) else "application/octet-stream"
+    content_type = file.content_type
+    if not _CONTENT_TYPE.fullmatch(content_type) or _LOADED_BY_PAGES.fullmatch(content_type):
+        content_type = "application/octet-stream"
     inline = not download and content_type in _SHOWN_INLINE
     headers = {
         "Content-Type": f"{content_type}; charset=utf-8" if content_type.startswith("text/") else content_type,
