@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any, Generic, TypeAlias
+from types import NoneType
+from typing import Any, Generic, Self, TypeAlias
 
 from typing_extensions import TypeVar
 
@@ -31,7 +32,10 @@ MAX_PAYLOAD_DEPTH = 100
 MAX_RETRY_COUNT = 2_147_483_647
 _MAX_DELAY = timedelta(days=36_500).total_seconds()
 _SHOWN = 60  # characters of a wrong value in a message
+_SHOWN_OF_PATH = 200
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+_SCALARS = (str, int, float, NoneType)
+_JSON = json.JSONEncoder(ensure_ascii=False)
 
 
 class JobState(StrEnum):
@@ -303,9 +307,10 @@ def _as_seconds(value: object, field: str) -> float:
 
 def check_payload(data: T) -> T:
     """A payload: JSON of at most 1 MiB and 100 levels, without NUL, NaN, infinities or lone surrogates."""
-    _check_json(data, "$", 0)
+    if flaw := _flaw(data, 0):
+        raise InvalidJob("data", flaw.problem, path=f"${flaw.path[:_SHOWN_OF_PATH]}")
     try:
-        size = len(json.dumps(data, ensure_ascii=False).encode())
+        size = len(_JSON.encode(data).encode())
     except ValueError as error:
         raise InvalidJob("data", str(error), path="$") from None
     if size > MAX_PAYLOAD_BYTES:
@@ -313,28 +318,41 @@ def check_payload(data: T) -> T:
     return data
 
 
-def _check_json(value: object, path: str, depth: int) -> None:
+@dataclass(slots=True)
+class _Flaw:
+    """What in a payload is not JSON. The path is written on the way out, so that a good payload pays for none: with it
+    the check of twenty values took twice as long."""
+
+    problem: str
+    path: str = ""
+
+    def inside(self, step: str) -> Self:
+        """The same flaw, as its container sees it."""
+        self.path = step + self.path
+        return self
+
+
+def _flaw(value: object, depth: int) -> _Flaw | None:
     if depth > MAX_PAYLOAD_DEPTH:
-        raise InvalidJob("data", f"is nested deeper than {MAX_PAYLOAD_DEPTH} levels", path=path[:200])
+        return _Flaw(f"is nested deeper than {MAX_PAYLOAD_DEPTH} levels")
     match value:
-        case str():
-            if _UNSTORABLE.search(value):
-                raise InvalidJob("data", "holds a NUL or a lone surrogate, which no database can store", path=path)
+        case str() if _UNSTORABLE.search(value):
+            return _Flaw("holds a NUL or a lone surrogate, which no database can store")
         case dict():
             for key, item in value.items():
                 if not isinstance(key, str):
-                    raise InvalidJob("data", f"has a key that is not text: {_shown(key)}", path=path)
-                _check_json(key, f"{path}.{_shown(key)}", depth)
-                _check_json(item, f"{path}.{key[:_SHOWN]}", depth + 1)
+                    return _Flaw(f"has a key that is not text: {_shown(key)}")
+                if flaw := _flaw(key, depth) or _flaw(item, depth + 1):
+                    return flaw.inside(f".{printable(key[:_SHOWN])}")
         case list():
             for position, item in enumerate(value):
-                _check_json(item, f"{path}[{position}]", depth + 1)
+                if flaw := _flaw(item, depth + 1):
+                    return flaw.inside(f"[{position}]")
         case float() if not math.isfinite(value):
-            raise InvalidJob("data", f"{value} is not JSON", path=path)
-        case None | bool() | int() | float():
-            pass
-        case _:
-            raise InvalidJob("data", f"{type(value).__name__} is not JSON", path=path)
+            return _Flaw(f"{value} is not JSON")
+        case _ if not isinstance(value, _SCALARS):
+            return _Flaw(f"{type(value).__name__} is not JSON")
+    return None
 
 
 def printable(text: str) -> str:

@@ -5,7 +5,18 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Executable, Float, Integer, SmallInteger, Text, bindparam, func, select
+from sqlalchemy import (
+    ColumnElement,
+    Executable,
+    Float,
+    Integer,
+    SmallInteger,
+    Text,
+    bindparam,
+    func,
+    literal_column,
+    select,
+)
 from sqlalchemy.dialects.postgresql import insert as insert_or_skip
 
 from queue_kit._dialect.batches import json_batch
@@ -47,7 +58,9 @@ def _insert_jobs(jobs: ColumnElement[str]) -> Executable:
         unique_key=Text(),
         trace_context=JSON_TYPE,
     ).c
-    due = func.coalesce(batch.scheduled_at, time_from_now(func.coalesce(batch.delay, 0.0)), type_=UtcDateTime())
+    due = func.coalesce(
+        batch.scheduled_at, time_from_now(func.coalesce(batch.delay, literal_column("0.0"))), type_=UtcDateTime()
+    )
     columns: dict[str, ColumnElement[Any]] = {
         "name": batch.name,
         "data": batch.data,
