@@ -22,7 +22,7 @@ MINUTE = timedelta(minutes=1)
 MICROSECOND = timedelta(microseconds=1)
 AMSTERDAM, NEW_YORK, LORD_HOWE, HAVANA = "Europe/Amsterdam", "America/New_York", "Australia/Lord_Howe", "America/Havana"
 
-quick = settings(deadline=None, derandomize=True, max_examples=50)
+quick = settings(derandomize=True, max_examples=50)
 
 
 def schedule(expression: str, zone: str = "UTC", name: str = "report") -> Schedule:
