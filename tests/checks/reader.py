@@ -26,7 +26,6 @@ from tests.support import until
 
 PROMISE = re.compile(r"^\s*print\(.*\)(?:  |\n\s*)# (.*)$", re.MULTILINE)
 
-
 MODULES = {"queue-kit": ["-m", "queue_kit"], "alembic": ["-m", "alembic"]}
 
 
@@ -73,7 +72,7 @@ class Shell:
     async def _type(self, words: list[str]) -> None:
         command = words[0].rpartition("/")[2]
         self.commands += 1
-        if command == "python3" or command == "pip":
+        if command in ("python3", "pip"):
             return  # it is installed
         if command == "export":
             name, _, value = words[1].partition("=")
