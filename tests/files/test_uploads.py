@@ -5,9 +5,10 @@ from uuid import uuid4
 
 import pytest
 from sqlalchemy import insert, select, text
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
+from queue_kit import SchemaMismatch
 from queue_kit.contrib.files import File, FileStore, InvalidFile, create_or_update_file, delete_file, get_file
 from queue_kit.testing import enqueued
 from tests.files.content import HTML, JPEG, PDF, PNG, SVG, content, keys
@@ -112,7 +113,7 @@ async def test_what_is_no_database_is_refused(store):
 async def test_a_row_that_cannot_be_written_leaves_an_object_for_the_cleanup_and_no_file(files, store):
     async with files.begin() as connection:
         await connection.execute(text("ALTER TABLE queue_kit_file RENAME TO elsewhere"))
-    with pytest.raises(DBAPIError, match="queue_kit_file"):
+    with pytest.raises(SchemaMismatch, match="queue_kit_file"):
         await upload(files, store)
     async with files.begin() as connection:
         await connection.execute(text("ALTER TABLE elsewhere RENAME TO queue_kit_file"))
