@@ -51,15 +51,19 @@ FOREIGN_THERE = f"""async (paths) => {{
 # Texts whose contrast with what is behind them is below that of WCAG AA.
 PALE = """() => {
   const paint = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-  const rgba = (colour) => {
+  const once = (found, known = new Map()) => (key) => {
+    if (!known.has(key)) known.set(key, found(key));
+    return known.get(key);
+  };
+  const rgba = once((colour) => {
     paint.clearRect(0, 0, 1, 1);
     paint.fillStyle = colour;
     paint.fillRect(0, 0, 1, 1);
     return [...paint.getImageData(0, 0, 1, 1).data];
-  };
+  });
   const over = ([r, g, b, a], under) => [r, g, b].map((each, at) => (each * a + under[at] * (255 - a)) / 255);
-  const ground = (node) => node === null ? [255, 255, 255]
-    : over(rgba(getComputedStyle(node).backgroundColor), ground(node.parentElement));
+  const ground = once((node) => node === null ? [255, 255, 255]
+    : over(rgba(getComputedStyle(node).backgroundColor), ground(node.parentElement)));
   const light = (rgb) => rgb.map((each) => each / 255)
     .map((each) => each <= 0.04045 ? each / 12.92 : ((each + 0.055) / 1.055) ** 2.4)
     .reduce((sum, each, at) => sum + each * [0.2126, 0.7152, 0.0722][at], 0);
