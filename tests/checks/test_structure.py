@@ -1,6 +1,7 @@
 """How the package is put together: what it imports, what it declares, and what an import of it costs."""
 
 import ast
+import functools
 import importlib
 import re
 import subprocess
@@ -26,9 +27,13 @@ PARTS = {
 """Modules that are not called as the dependency that they come with: which one."""
 
 
+@functools.cache
+def trees() -> list[tuple[str, ast.Module]]:
+    return [(f"{path.relative_to(CHECKOUT)}", ast.parse(path.read_text())) for path in MODULES]
+
+
 def nodes(*kinds: type[ast.AST]) -> list[tuple[str, ast.AST]]:
-    found = [(path.relative_to(CHECKOUT), ast.parse(path.read_text())) for path in MODULES]
-    return [(f"{path}", node) for path, tree in found for node in ast.walk(tree) if isinstance(node, kinds)]
+    return [(path, node) for path, tree in trees() for node in ast.walk(tree) if isinstance(node, kinds)]
 
 
 def distribution(requirement: str) -> str:
