@@ -14,12 +14,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import asyncpg
+import hypothesis
 import pytest
 from sqlalchemy import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from queue_kit import migrate, sqlite_engine
 from tests.postgres import postgres
+
+# Its limits of time are about the machine: on a busy one an example, or making it, takes as long as it takes.
+hypothesis.settings.register_profile(
+    "queue_kit", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("queue_kit")
 
 
 class Server(NamedTuple):

@@ -1,4 +1,4 @@
-"""What many tests need: waiting for a condition, moving a job's times, and a hook that remembers."""
+"""What many tests need: waiting for a condition, turns of the loop, moving a job's times, and a hook that remembers."""
 
 import asyncio
 import inspect
@@ -13,8 +13,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from queue_kit import JobRow, JobState, Settled, Started, WorkerState
 
+PATIENCE = 20.0
+"""Seconds until a test is given up. No test takes them."""
 
-async def until(condition: Callable[[], Any], *, seconds: float = 20.0) -> Any:
+
+async def until(condition: Callable[[], Any], *, seconds: float = PATIENCE) -> Any:
     """Wait until the condition (a function, async or not) holds; returns what it returned."""
     deadline = time.monotonic() + seconds
     while True:
@@ -25,6 +28,12 @@ async def until(condition: Callable[[], Any], *, seconds: float = 20.0) -> Any:
             return holds
         assert time.monotonic() < deadline, f"not within {seconds} s: {inspect.getsource(condition).strip()}"
         await asyncio.sleep(0.01)
+
+
+async def turns(count: int = 50) -> None:
+    """Let everything that can go on without an event from outside go on."""
+    for _ in range(count):
+        await asyncio.sleep(0)
 
 
 async def move(engine: AsyncEngine, job_id: int, **seconds: float) -> None:

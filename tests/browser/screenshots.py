@@ -8,7 +8,7 @@ from typing import Literal
 from playwright.sync_api import Browser
 
 from tests.browser.seeding import Known, seed
-from tests.browser.serving import application, browsing, photographs, serving, shop
+from tests.browser.serving import browsing, photographs, serving_dashboard, shop
 from tests.files.corpus import landscape, written
 
 IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"
@@ -77,7 +77,7 @@ def main() -> None:
         shoot_images(browser, address, Path(folder))
     with (
         tempfile.TemporaryDirectory() as folder,
-        serving(application(Path(folder) / "queue.db", lambda engine: seed(engine, known), title="shop")) as base,
+        serving_dashboard(Path(folder) / "queue.db", lambda engine: seed(engine, known), title="shop") as base,
         browsing() as browser,
     ):
         shoot(browser, f"{base}/", "overview")

@@ -75,10 +75,9 @@ TIMINGS: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Known:
-    """Ids of jobs that are worth a look, one of each state."""
+    """Ids of jobs that are worth a look, each of another state."""
 
     scheduled: int = 0
-    ready: int = 0
     running: int = 0
     failed: int = 0
     cancelled: int = 0
@@ -147,7 +146,7 @@ class Jobs:
                 "invoice.render", SCHEDULED, 100, scheduled_at=due, unique_key=f"invoice-{7_100 + at}"
             )
         for at, name in enumerate(self._dice.choices(list(NAMES), k=14)):
-            known.ready = self.add(name, READY, 14 - at)
+            self.add(name, READY, 14 - at)
         for at in range(3):
             self.add("legacy.export", READY, 700 - at * 60)
         lease = self._now + timedelta(hours=1)

@@ -30,8 +30,9 @@ PREFIX = "/admin/queue"
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
-def application(path: Path, seed: Callable[[AsyncEngine], Awaitable[None]], **options: Any) -> Starlette:
-    """An application with a dashboard under a prefix, on an SQLite file of its own."""
+@contextlib.contextmanager
+def serving_dashboard(path: Path, seed: Callable[[AsyncEngine], Awaitable[None]], **options: Any) -> Iterator[str]:
+    """Serve an application with a dashboard under a prefix, on an SQLite file of its own, and say where that is."""
     engine = sqlite_engine(path)
 
     @contextlib.asynccontextmanager
@@ -42,12 +43,13 @@ def application(path: Path, seed: Callable[[AsyncEngine], Awaitable[None]], **op
         await engine.dispose()
 
     app = dashboard(engine, authorize=lambda _request: Access("ada", act=True), **options)
-    return Starlette(routes=[Mount(PREFIX, app)], lifespan=lifespan)
+    with serving(Starlette(routes=[Mount(PREFIX, app)], lifespan=lifespan)) as address:
+        yield f"{address}{PREFIX}"
 
 
 @contextlib.contextmanager
 def serving(app: Any) -> Iterator[str]:
-    """Serve an application, and say where its dashboard is. It has an event loop of its own, as in production."""
+    """Serve an application, and say where. It has an event loop of its own, as in production."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on"))
@@ -56,7 +58,7 @@ def serving(app: Any) -> Iterator[str]:
         try:
             while thread.is_alive() and not server.started:
                 thread.join(0.01)
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}{PREFIX}"
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         finally:
             server.should_exit = True
             thread.join()
@@ -72,7 +74,7 @@ def photographs(folder: Path) -> Iterator[str]:
     spec.loader.exec_module(example)
     settings = {"DATABASE_URL": f"sqlite:///{folder / 'images.db'}", "IMAGES": f"{folder / 'uploads'}"}
     with mock.patch.dict(os.environ, settings), serving(example.create_app()) as address:
-        yield address.removesuffix(PREFIX)
+        yield address
 
 
 @contextlib.contextmanager
@@ -91,7 +93,7 @@ def shop(folder: Path, password: str) -> Iterator[str]:
     with ThreadPoolExecutor(1) as pool:  # the browser has an event loop in this thread
         pool.submit(lambda: asyncio.run(prepare_database())).result()
     with serving(app.create_app(settings.Settings(folder, url, session_key=password * 3))) as address:
-        yield address.removesuffix(PREFIX)
+        yield address
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from queue_kit import add_job
 from queue_kit.models import FAILED, CronRow, JobRow, WorkerRow
 from tests.browser.seeding import Known, seed
-from tests.browser.serving import CHROMIUM, ELSEWHERE, application, browsing, serving
+from tests.browser.serving import CHROMIUM, ELSEWHERE, PREFIX, serving_dashboard
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)")
 
@@ -51,15 +51,19 @@ FOREIGN_THERE = f"""async (paths) => {{
 # Texts whose contrast with what is behind them is below that of WCAG AA.
 PALE = """() => {
   const paint = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-  const rgba = (colour) => {
+  const once = (found, known = new Map()) => (key) => {
+    if (!known.has(key)) known.set(key, found(key));
+    return known.get(key);
+  };
+  const rgba = once((colour) => {
     paint.clearRect(0, 0, 1, 1);
     paint.fillStyle = colour;
     paint.fillRect(0, 0, 1, 1);
     return [...paint.getImageData(0, 0, 1, 1).data];
-  };
+  });
   const over = ([r, g, b, a], under) => [r, g, b].map((each, at) => (each * a + under[at] * (255 - a)) / 255);
-  const ground = (node) => node === null ? [255, 255, 255]
-    : over(rgba(getComputedStyle(node).backgroundColor), ground(node.parentElement));
+  const ground = once((node) => node === null ? [255, 255, 255]
+    : over(rgba(getComputedStyle(node).backgroundColor), ground(node.parentElement)));
   const light = (rgb) => rgb.map((each) => each / 255)
     .map((each) => each <= 0.04045 ? each / 12.92 : ((each + 0.055) / 1.055) ** 2.4)
     .reduce((sum, each, at) => sum + each * [0.2126, 0.7152, 0.0722][at], 0);
@@ -79,12 +83,6 @@ SCHEMES: tuple[Literal["light"], Literal["dark"]] = ("light", "dark")
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with browsing() as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
 def known() -> Known:
     return Known()
 
@@ -93,14 +91,14 @@ def known() -> Known:
 def base(known: Known, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where the dashboard of an ordinary day is."""
     path = tmp_path_factory.mktemp("dashboard") / "queue.db"
-    with serving(application(path, lambda engine: seed(engine, known))) as address:
+    with serving_dashboard(path, lambda engine: seed(engine, known)) as address:
         yield address
 
 
 @contextmanager
 def watched(browser: Browser, base: str, **options: Any) -> Iterator[BrowserContext]:
     """A browser's context; nothing is asked of another host meanwhile, and nothing is complained of."""
-    origin = base.split("/admin", maxsplit=1)[0]
+    origin = base.removesuffix(PREFIX)
     context = browser.new_context(**options)
     asked: list[str] = []
     complaints: list[str] = []
@@ -351,7 +349,7 @@ def test_the_keyboard_is_enough(page, base):
     expect(page.locator("#notice")).to_contain_text("queued again")
 
 
-# --- what others write -----------------------------------------------------------------------------------------------
+# --- what others write ------------------------------------------------------------------------------------------------
 
 CORPUS = [
     "<script>window.hit=1</script>",
@@ -373,7 +371,7 @@ async def long_and_turned(engine: AsyncEngine) -> None:
 
 
 def test_a_long_key_and_a_turned_name_keep_to_themselves(browser, tmp_path):
-    with serving(application(tmp_path / "queue.db", long_and_turned)) as base, watched(browser, base) as context:
+    with serving_dashboard(tmp_path / "queue.db", long_and_turned) as base, watched(browser, base) as context:
         page = context.new_page()
         page.set_viewport_size({"width": 390, "height": 800})
         page.goto(f"{base}/jobs")
@@ -406,7 +404,7 @@ async def poison(engine: AsyncEngine) -> None:
 
 
 def test_s2_what_others_write_stays_text(browser, tmp_path):
-    with serving(application(tmp_path / "queue.db", poison)) as base, watched(browser, base) as context:
+    with serving_dashboard(tmp_path / "queue.db", poison) as base, watched(browser, base) as context:
         page = context.new_page()
         for path in [*PAGES, CONFIRM]:
             page.goto(base + path)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, Response, expect
 
-from tests.browser.serving import CHROMIUM, browsing, photographs
+from tests.browser.serving import CHROMIUM, photographs
 from tests.files.corpus import landscape, moving, written
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)")
@@ -16,12 +16,6 @@ IS_AVIF = """async (image) => {
   const answer = await fetch(image.currentSrc, { headers: { Accept: "image/avif" }, cache: "no-store" });
   return answer.headers.get("Content-Type") === "image/avif";
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with browsing() as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

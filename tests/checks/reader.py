@@ -26,7 +26,6 @@ from tests.support import until
 
 PROMISE = re.compile(r"^\s*print\(.*\)(?:  |\n\s*)# (.*)$", re.MULTILINE)
 
-
 MODULES = {"queue-kit": ["-m", "queue_kit"], "alembic": ["-m", "alembic"]}
 
 
@@ -46,6 +45,8 @@ class Shell:
         self._port = str(port)
         self._environment = dict(os.environ)
         self._server: asyncio.subprocess.Process | None = None
+        # One for all: to make it takes longer than to ask. Each question has a connection of its own, as curl's has.
+        self._client = httpx.AsyncClient(limits=httpx.Limits(max_keepalive_connections=0))
         self._asked: list[str] = []
         self._printed = ""
         self.commands = 0
@@ -65,6 +66,7 @@ class Shell:
 
     async def close(self) -> None:
         """End the server; it must end well."""
+        await self._client.aclose()
         if self._server is not None:
             self._server.terminate()
             _, err = await asyncio.wait_for(self._server.communicate(), 40)
@@ -73,7 +75,7 @@ class Shell:
     async def _type(self, words: list[str]) -> None:
         command = words[0].rpartition("/")[2]
         self.commands += 1
-        if command == "python3" or command == "pip":
+        if command in ("python3", "pip"):
             return  # it is installed
         if command == "export":
             name, _, value = words[1].partition("=")
@@ -108,14 +110,13 @@ class Shell:
         assert self._server is not None
         assert self._server.returncode is None
         with contextlib.suppress(httpx.TransportError):
-            async with httpx.AsyncClient() as client:
-                return bool((await client.get(f"http://localhost:{self._port}/")).status_code)
+            await self._client.get(f"http://localhost:{self._port}/")
+            return True
         return False
 
     async def _ask(self) -> httpx.Response:
         method = "POST" if self._asked[:2] == ["-X", "POST"] else "GET"
-        async with httpx.AsyncClient() as client:
-            answer = await client.request(method, f"http://{self._asked[-1]}")
+        answer = await self._client.request(method, f"http://{self._asked[-1]}")
         assert answer.is_success, answer.text
         return answer
 

@@ -1,4 +1,5 @@
-"""The documents keep their word: what README and CHANGELOG show compiles, is called as it can be called, and exists."""
+"""The documents keep their word: what README and CHANGELOG show compiles, is called as it can be called, and exists;
+what any of them links to is there."""
 
 import ast
 import inspect
@@ -49,6 +50,28 @@ def parsed(code: str) -> ast.Module:
 PYTHON = [pytest.param(block.text, id=f"line {block.line}") for block in blocks(README) if block.language == "python"]
 
 
+def headings(document: str) -> set[str]:
+    """What a link can lead to behind its `#`."""
+    return {
+        re.sub(r"[^\w -]", "", title).lower().replace(" ", "-")
+        for title in re.findall(r"^#+ (.*)$", prose(document), re.MULTILINE)
+    }
+
+
+LINK = re.compile(r"\]\(([^)]+)\)")
+DOCUMENTS = sorted([*CHECKOUT.glob("*.md"), *(CHECKOUT / "docs").rglob("*.md")])
+
+
+@pytest.mark.parametrize("document", [pytest.param(path, id=f"{path.relative_to(CHECKOUT)}") for path in DOCUMENTS])
+def test_links_lead_to_files_and_to_their_headings(document):
+    for target in LINK.findall(prose(document.read_text())):
+        name, _, heading = target.partition("#")
+        if "://" not in target:
+            file = document.parent / name if name else document
+            assert file.exists(), target
+            assert not heading or heading in headings(file.read_text()), target
+
+
 # --- README -----------------------------------------------------------------------------------------------------------
 
 
@@ -60,8 +83,9 @@ def test_the_readme_opens_with_one_line_to_see_it_and_one_to_test_it():
         assert command.endswith(ending)
 
 
-def test_there_is_code_to_check():
+def test_there_are_code_and_links_to_check():
     assert len(PYTHON) >= 5
+    assert len(LINK.findall(prose(README))) > 20
     assert {block.language for block in blocks(README)} == {"sh", "python", ""}
 
 
@@ -128,14 +152,6 @@ def test_the_readme_has_every_module_of_the_package():
     assert (modules | folders) - set(re.findall(r"\b\w+(?:\.py)?\b", listed)) == set()
 
 
-@pytest.mark.parametrize("document", ["README.md", "CHANGELOG.md"])
-def test_links_lead_to_files(document):
-    targets = re.findall(r"\]\(([^)]+)\)", (CHECKOUT / document).read_text())
-    assert targets
-    local = [target.split("#")[0] for target in targets if not target.startswith("https://")]
-    assert [target for target in local if not (CHECKOUT / target).exists()] == []
-
-
 # --- docs/testing.md (its code is run by tests/system/test_pytest_plugin.py) -----------------------------------------
 
 
@@ -151,8 +167,6 @@ def test_the_page_on_testing_lists_the_fixtures():
     assert {name for name in offered if not name.startswith("queue_kit_")} == set()
     page = (CHECKOUT / "docs" / "testing.md").read_text()
     assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == offered
-    targets = [target for target in re.findall(r"\]\(([^)]+)\)", page) if not target.startswith("https://")]
-    assert [target for target in targets if not (CHECKOUT / "docs" / target.partition("#")[0]).exists()] == []
 
 
 # --- CHANGELOG --------------------------------------------------------------------------------------------------------

@@ -1,8 +1,11 @@
-"""Small contents with the beginnings of real files, and ways to look at what became of them."""
+"""Small contents with the beginnings of real files and a long one, and ways to look at what became of them."""
 
+import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from queue_kit.contrib.files import FileStore
+from queue_kit.contrib.files.images import MIB
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 100
 JPEG = b"\xff\xd8\xff\xe0" + b"\0" * 100
@@ -10,6 +13,14 @@ PDF = b"%PDF-1.7\n" + b"x" * 100
 SVG = b'<?xml version="1.0"?>\n<!-- a drawing -->\n<svg xmlns="http://www.w3.org/2000/svg"/>'
 HTML = b"<!DOCTYPE html><title>x</title>"
 ZIP = b"PK\x03\x04" + b"\0" * 100
+LONG = os.urandom(MIB) * 12
+
+
+async def pieces_of(data: bytes) -> AsyncIterator[bytes]:
+    """Content that comes little by little."""
+    size = 300_000
+    for start in range(0, len(data), size):
+        yield data[start : start + size]
 
 
 async def keys(store: FileStore) -> set[str]:

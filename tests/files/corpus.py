@@ -26,9 +26,9 @@ def picture(width: int = 96, height: int = 64, mode: str = "RGB") -> Image.Image
     return image.convert(mode)
 
 
-def noise(width: int, height: int, seed: int = 1) -> Image.Image:
+def noise(width: int, height: int) -> Image.Image:
     """What no encoder makes small."""
-    return Image.frombytes("RGB", (width, height), random.Random(seed).randbytes(width * height * 3))
+    return Image.frombytes("RGB", (width, height), random.Random(1).randbytes(width * height * 3))
 
 
 def written(image: Image.Image, format: str = "JPEG", **options: Any) -> bytes:
@@ -45,7 +45,7 @@ def read(content: bytes) -> Image.Image:
     return image
 
 
-def turned(orientation: int, format: str = "JPEG") -> bytes:
+def turned(orientation: int) -> bytes:
     """An upright picture as a camera stores it that was held otherwise, with notes on where that was."""
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -60,7 +60,7 @@ def turned(orientation: int, format: str = "JPEG") -> bytes:
         8: Image.Transpose.ROTATE_270,
     }
     image = picture()
-    return written(image.transpose(back[orientation]) if orientation in back else image, format, exif=exif)
+    return written(image.transpose(back[orientation]) if orientation in back else image, exif=exif)
 
 
 def annotated(format: str) -> bytes:
@@ -90,13 +90,13 @@ def moving(format: str) -> bytes:
 # --- what is meant to do harm -----------------------------------------------------------------------------------------
 
 
-def png(width: int, height: int, *, depth: int = 8, colour: int = 0, rows: int | None = None) -> bytes:
+def png(width: int, height: int, *, colour: int = 0, rows: int | None = None) -> bytes:
     """A black PNG of any size; `rows` are how many of them there really are."""
-    channels = {0: 1, 2: 3, 6: 4}[colour]
-    line = bytes(1 + (width * depth * channels + 7) // 8)
+    channels = {0: 1, 6: 4}[colour]
+    line = bytes(1 + width * channels)
     packer = zlib.compressobj(1)
     data = b"".join(packer.compress(line) for _ in range(height if rows is None else rows)) + packer.flush()
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
 
 
@@ -112,8 +112,9 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def scan_bomb(side: int = 4_800, scans: int = 10_000) -> bytes:
+def scan_bomb(scans: int = 10_000) -> bytes:
     """A small progressive JPEG that says the same nothing about all of its blocks again and again."""
+    side = 4_800
     blocks = (side // 8) ** 2
     bits = "0" + "1" * 14  # a run of 32,767 blocks without a coefficient
     stream = bits * -(-blocks // 32_767)
@@ -172,16 +173,16 @@ NO_IMAGES = {
 
 
 def cut() -> Iterator[tuple[str, bytes]]:
-    """Every format, broken off in the middle and just before its end."""
+    """Every format, broken off in the middle and later."""
     for kind in FORMATS:
         whole = written(noise(64, 64), kind)
         yield f"{kind} half", whole[: len(whole) // 2]
         yield f"{kind} three quarters", whole[: len(whole) * 3 // 4]
 
 
-def mutated(count: int, seed: int = 7) -> Iterator[tuple[str, bytes]]:
+def mutated(count: int) -> Iterator[tuple[str, bytes]]:
     """Ordinary images with some bytes changed, doubled or left out: the same ones every time."""
-    chance = random.Random(seed)
+    chance = random.Random(7)
     whole = {kind: written(picture(48, 32), kind) for kind in FORMATS}
     for number in range(count):
         kind = FORMATS[number % len(FORMATS)]
@@ -201,8 +202,9 @@ def mutated(count: int, seed: int = 7) -> Iterator[tuple[str, bytes]]:
 # --- what is looked at ------------------------------------------------------------------------------------------------
 
 
-def landscape(seed: int, width: int = 1600, height: int = 1067) -> Image.Image:
+def landscape(seed: int) -> Image.Image:
     """A sky, a sun and some hills, for pages and pictures of pages."""
+    width, height = 1600, 1067
     chance = random.Random(seed)
     hue = (0.56, 0.04, 0.95)[seed % 3] + chance.uniform(-0.03, 0.03)
     image = Image.new("RGB", (width, height))

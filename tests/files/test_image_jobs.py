@@ -1,21 +1,16 @@
 """Placeholders and variants, from the upload to what a browser gets, on both databases and from both frameworks."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any, TypeAlias
 from uuid import uuid4
 
-import httpx
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestClient, TestServer
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
-from starlette.applications import Starlette
-from starlette.routing import Route
+from yarl import URL
 
 from queue_kit import QueueWorker, add_job, list_jobs
 from queue_kit.contrib.files import (
@@ -25,7 +20,6 @@ from queue_kit.contrib.files import (
     ImageRefused,
     Images,
     InvalidFile,
-    Variant,
     choose_image,
     create_or_update_file,
     delete_file,
@@ -38,9 +32,10 @@ from queue_kit.contrib.files import aiohttp as from_aiohttp
 from queue_kit.contrib.files import starlette as from_starlette
 from queue_kit.testing import run_handler
 from tests.files import corpus
+from tests.files.asking import Get, with_aiohttp, with_starlette
 from tests.files.content import PDF, SVG, content, keys
 from tests.files.corpus import picture, read, written
-from tests.support import count_jobs
+from tests.support import count_jobs, until
 
 PHOTO = written(picture(200, 120))
 BROWSER = {"Accept": "image/avif,image/webp,*/*;q=0.8"}
@@ -261,14 +256,16 @@ async def test_a_variant_of_content_that_was_changed_meanwhile_is_not_kept(files
 async def test_an_update_while_the_variant_is_written_waits_and_drops_it(files, store):
     """The other order: the variant's row is written, not yet committed, when the content is changed."""
     file = await upload(files, store, source=PHOTO)
-    handler = file_jobs(store)[TRANSFORM]
+
+    async def new_object_is_written() -> bool:
+        return len(await keys(store)) == 3
+
     async with AsyncSession(files) as session:
         asked = {"file_id": str(file.id), "width": 64, "quality": 75, "format": "webp"}
-        await run_handler(handler, asked, session=session)
+        await run_handler(file_jobs(store)[TRANSFORM], asked, session=session)
         await session.flush()
         updating = asyncio.create_task(upload(files, store, source=PDF, file_id=file.id))
-        while len(await keys(store)) < 3:  # the object is written first
-            await asyncio.sleep(0.01)
+        await until(new_object_is_written)
         assert not updating.done()
         await session.commit()
         await updating
@@ -337,62 +334,29 @@ async def test_what_cannot_be_changed_in_place_says_why(files, store, monkeypatc
 # --- what is sent -----------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Reply:
-    status: int
-    headers: Mapping[str, str]
-    content: bytes
-
-
-Options: TypeAlias = dict[str, Any]
-Get: TypeAlias = Callable[..., Awaitable[Reply]]
-
-
-@asynccontextmanager
-async def with_starlette(engine: AsyncEngine, store: FileStore, file: File, options: Options) -> AsyncIterator[Get]:
-    async def show(request: Any) -> Any:
-        width = int(request.query_params.get("w", 64))
-        return await from_starlette.send_transformed_image(
-            request, engine, store, await again(engine, file), width=width, **options
-        )
-
-    app = Starlette(routes=[Route("/", show)])
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-
-        async def get(url: str = "/", method: str = "GET", **headers: str) -> Reply:
-            answer = await client.request(method, url, headers=headers)
-            return Reply(answer.status_code, answer.headers, answer.content)
-
-        yield get
-
-
-@asynccontextmanager
-async def with_aiohttp(engine: AsyncEngine, store: FileStore, file: File, options: Options) -> AsyncIterator[Get]:
-    async def show(request: web.Request) -> web.StreamResponse:
-        width = int(request.query.get("w", 64))
-        return await from_aiohttp.send_transformed_image(
-            request, engine, store, await again(engine, file), width=width, **options
-        )
-
-    app = web.Application()
-    app.router.add_get("/", show)
-    async with TestClient(TestServer(app)) as client:
-
-        async def get(url: str = "/", method: str = "GET", **headers: str) -> Reply:
-            async with client.request(method, url, headers=headers) as answer:
-                return Reply(answer.status, answer.headers, await answer.read())
-
-        yield get
-
-
 @pytest.fixture
 def serving(request: pytest.FixtureRequest, files: AsyncEngine, store: FileStore) -> Any:
     """Serve one file: `async with serving(file, **options) as get`."""
-    framework = getattr(request, "param", with_starlette)
-    return lambda file, **options: framework(files, store, file, options)
+    framework, door = getattr(request, "param", (with_starlette, from_starlette))
+
+    def serve(file: File, **options: Any) -> AbstractAsyncContextManager[Get]:
+        async def show(request: Any) -> Any:
+            width = int(URL(str(request.url)).query.get("w", 64))
+            return await door.send_transformed_image(
+                request, files, store, await again(files, file), width=width, **options
+            )
+
+        return framework(show)
+
+    return serve
 
 
-@pytest.mark.parametrize("serving", [with_starlette, with_aiohttp], indirect=True)
+@pytest.mark.parametrize(
+    "serving",
+    [(with_starlette, from_starlette), (with_aiohttp, from_aiohttp)],
+    ids=["starlette", "aiohttp"],
+    indirect=True,
+)
 async def test_the_image_is_sent_until_there_is_its_variant(files, store, serving):
     file = await upload(files, store, source=PHOTO)
     async with serving(file, cache_control="public, max-age=3600") as get:
@@ -479,7 +443,3 @@ async def test_a_session_adds_the_job_in_its_own_transaction(files, store, sessi
     await session.commit()
     assert await count_jobs(files) == 1
     assert await session.scalar(select(func.count()).select_from(File)) == 1
-
-
-def test_a_variant_has_one_name():
-    assert str(Variant(64, 75, "webp")) == "w64-q75-webp"

@@ -16,6 +16,7 @@ from queue_kit.contrib.files.images import Images
 from queue_kit.contrib.files.variants import Variant
 from tests.files import corpus
 from tests.files.corpus import FORMATS, STILL, picture, read, written
+from tests.support import until
 
 MIB = 1024 * 1024
 images = Images()
@@ -31,9 +32,9 @@ def upright(image: Image.Image) -> bool:
     return (colour(image, 0.1, 0.1), colour(image, 0.8, 0.2), colour(image, 0.5, 0.8)) == ("white", "red", "blue")
 
 
-async def refused(image: bytes, by: Images = images, variant: Variant | None = None) -> str:
+async def refused(image: bytes, by: Images = images) -> str:
     with pytest.raises(ImageRefused) as caught:
-        await by.make(image, variant or by.variant(width=64, format="webp"))
+        await by.make(image, by.variant(width=64, format="webp"))
     assert caught.value.detail
     assert len(str(caught.value)) < 400
     return caught.value.reason
@@ -369,9 +370,7 @@ async def test_no_process_outlives_whoever_waits_for_it(monkeypatch, tmp_path):
     began = tmp_path / "began"
     replaced(monkeypatch, f"import os, time; open({str(began)!r}, 'w').write(str(os.getpid())); time.sleep(600)")
     waiting = asyncio.create_task(images.placeholder(written(picture())))
-    async with asyncio.timeout(30):
-        while not began.exists() or not began.read_text():
-            await asyncio.sleep(0.01)
+    await until(lambda: began.exists() and began.read_text())
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting

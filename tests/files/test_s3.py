@@ -12,10 +12,9 @@ from obstore.store import S3Store
 
 from queue_kit.contrib.files import FilesNotDeleted, FileStore, create_or_update_file
 from queue_kit.contrib.files.images import MIB
-from tests.files.content import PNG, content, keys
+from tests.files.content import LONG, PNG, content, keys, pieces_of
 from tests.files.s3 import StrictS3
-from tests.files.test_cleanup import clean
-from tests.files.test_store import LONG, pieces_of
+from tests.files.storing import clean
 
 ACCESS = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
 

@@ -59,9 +59,9 @@ def test_a_character_that_is_cut_off_is_still_text():
     [b"<!---->" * 600, b"<?a>" * 1_000, b"<!--" * 1_000, b"<!doctype a [" * 300, b" " * 4_096, b"<!doctype a[]>" * 290],
 )
 def test_no_text_is_slow_to_look_at(text):
-    began = time.perf_counter()
+    began = time.thread_time()
     sniff(text)
-    assert time.perf_counter() - began < 1.0
+    assert time.thread_time() - began < 1.0
 
 
 @given(st.binary(max_size=200))

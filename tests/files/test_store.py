@@ -4,7 +4,6 @@ import asyncio
 import io
 import os
 import shutil
-from collections.abc import AsyncIterator
 
 import pytest
 from hypothesis import given
@@ -15,16 +14,11 @@ from obstore.store import LocalStore
 from queue_kit import ConfigurationError
 from queue_kit.contrib.files import FileStore, InvalidFile
 from queue_kit.contrib.files.images import MIB
-from tests.files.content import PNG, content, folder, keys
+from tests.files.content import LONG, PNG, content, folder, keys, pieces_of
 
 PART = 5 * MIB
-LONG = os.urandom(MIB) * 12
-KEY = f"files/{'0' * 32}"
-
-
-async def pieces_of(data: bytes, size: int = 300_000) -> AsyncIterator[bytes]:
-    for start in range(0, len(data), size):
-        yield data[start : start + size]
+ZEROS = "0" * 32
+KEY = f"files/{ZEROS}"
 
 
 class Reader:
@@ -139,19 +133,19 @@ async def test_a_storage_that_fails_at_the_end_says_so_itself(local):
         await local.write(pieces())
 
 
-@pytest.mark.parametrize("length", [10, 3 * PART], ids=["short", "in parts"])
-async def test_a_source_is_closed_when_it_is_left(length):
+@pytest.mark.parametrize("limit", [5, PART], ids=["in its first part", "in a later one"])
+async def test_a_source_is_closed_when_it_is_left(limit):
     closed = []
 
     async def held():
         try:
             while True:
-                yield LONG[:length]
+                yield LONG[:MIB]
         finally:
             closed.append(True)
 
-    with pytest.raises(InvalidFile, match="more than the 5 bytes"):
-        await FileStore.memory(max_file_bytes=5).write(held())
+    with pytest.raises(InvalidFile, match=f"more than the {limit:,} bytes"):
+        await FileStore.memory(part_bytes=PART, max_file_bytes=limit).write(held())
     assert closed == [True]
 
 
@@ -202,7 +196,6 @@ async def test_whoever_reads_an_object_that_is_deleted_reads_it_to_the_end(local
 # --- keys -------------------------------------------------------------------------------------------------------------
 
 
-ZEROS = "0" * 32
 BAD_KEYS = [
     "", "files", "files/", "/etc/passwd", "../secret", "files/../secret", f"files/../{KEY}", f"/{KEY}", f"{KEY}/",
     f"{KEY}\0", f"{KEY}\n", f"{KEY}.png", KEY.replace("/", "\\"), KEY.replace("/", "//"), KEY.upper(),
@@ -229,8 +222,8 @@ async def test_no_foreign_object_is_listed(local):
     for foreign in (
         "readme.txt",
         "files/readme.txt",
-        f"files/sub/{'0' * 32}",
-        f"files2/{'0' * 32}",
+        f"files/sub/{ZEROS}",
+        f"files2/{ZEROS}",
         f"files/{'A' * 32}",
     ):
         path = folder(local) / foreign

@@ -4,40 +4,17 @@ import asyncio
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import func, insert, select, text
+from sqlalchemy import insert, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
+from queue_kit import SchemaMismatch
 from queue_kit.contrib.files import File, FileStore, InvalidFile, create_or_update_file, delete_file, get_file
 from queue_kit.testing import enqueued
 from tests.files.content import HTML, JPEG, PDF, PNG, SVG, content, keys
+from tests.files.storing import a_transform, count, upload
 
 PLACEHOLDER = "queue_kit.file.generate_placeholder_image"
-
-
-async def upload(db, store, source=PNG, **options):
-    return await create_or_update_file(db, store, **{"name": "cat.png", "source": source} | options)
-
-
-async def count(engine):
-    async with engine.connect() as connection:
-        return await connection.scalar(select(func.count()).select_from(File))
-
-
-async def a_transform(session, original, variant="w320.webp"):
-    """A transform as the job makes it, whose object is left out."""
-    made = File(
-        name="cat.webp",
-        object_key=f"files/{uuid4().hex}",
-        content_type="image/webp",
-        content_length=1,
-        sha256="0" * 64,
-        original_id=original.id,
-        variant=variant,
-    )
-    session.add(made)
-    await session.flush()
-    return made
 
 
 @pytest.fixture
@@ -134,12 +111,12 @@ async def test_what_is_no_database_is_refused(store):
 
 
 async def test_a_row_that_cannot_be_written_leaves_an_object_for_the_cleanup_and_no_file(files, store):
-    async with AsyncSession(files) as session:
-        await session.execute(text("SELECT 1"))
-        with pytest.raises(Exception, match="no_such_table"):
-            await session.execute(text("SELECT * FROM no_such_table"))
-        await session.rollback()
-        await upload(session, store)
+    async with files.begin() as connection:
+        await connection.execute(text("ALTER TABLE queue_kit_file RENAME TO elsewhere"))
+    with pytest.raises(SchemaMismatch, match="queue_kit_file"):
+        await upload(files, store)
+    async with files.begin() as connection:
+        await connection.execute(text("ALTER TABLE elsewhere RENAME TO queue_kit_file"))
     assert await count(files) == 0
     assert len(await keys(store)) == 1
 

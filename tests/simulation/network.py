@@ -9,7 +9,7 @@ import contextlib
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Self, TypeVar
 
@@ -74,7 +74,6 @@ class Weather:
     latency: float
     outages: Sequence[Outage] = ()
     refusals: Sequence[Refusal] = ()
-    clear: bool = field(default=False)
 
     def state(self, process: int, now: float) -> State:
         for outage in self.outages:
@@ -183,7 +182,7 @@ class Wire:
             raise
 
     def _fate(self) -> Fate:
-        if self._weather.clear or self._chance.random() >= self._weather.fails:
+        if self._chance.random() >= self._weather.fails:
             return Fate.well
         return self._chance.choice(TROUBLE)
 
@@ -262,15 +261,12 @@ class SimulatedListener:
             self._broken.clear()
             with contextlib.suppress(ConnectionError, TimeoutError, DBAPIError):
                 async with asyncio.timeout(5.0):
-                    await self._wire.listen(self._heard, self._broken.set)
+                    await self._wire.listen(self._on_job, self._broken.set)
                 self._on_change("listening")
                 self._on_job()  # what was sent before was not heard
                 await self._broken.wait()
                 self._on_change("polling")
             await asyncio.sleep(0.5)
-
-    def _heard(self) -> None:
-        self._on_job()
 
 
 class _Connection:

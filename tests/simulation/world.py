@@ -130,7 +130,7 @@ class World:
     async def _calm(self) -> None:
         """The trouble ends, and every place has a worker again."""
         self.note("world", "the weather clears")
-        self.weather.clear, self.weather.fails = True, 0.0
+        self.weather.fails = 0.0
         self.weather.outages = self.weather.refusals = ()
         for worker in self.slots:
             worker.factory_fails_until = 0.0
@@ -382,7 +382,7 @@ class Worker:
 
     async def _work(self) -> None:
         world, plan = self._world, self.plan
-        self.store = SimulatedStore(
+        store = SimulatedStore(
             self.wire,
             worker_id=self.id,
             names=sorted(HANDLERS),
@@ -394,7 +394,7 @@ class Worker:
             world.loop, self.wire, world.database, worker_id=self.id, lease=plan.lease, on_open=self._open
         )
         self.crew = Crew(
-            self.store,
+            store,
             self.sessions,
             HANDLERS,
             Limits(timeout=30.0, max_retry_count=3, retry_delay=0.3, cancel_grace=plan.cancel_grace),

@@ -21,7 +21,7 @@ class Clock:
 
 
 class FrozenClock:
-    """Stands for `time.monotonic` where no event loop needs it; it stands still between two moves."""
+    """Stands for `time.monotonic` where no timer needs it; it stands still between two moves."""
 
     def __init__(self) -> None:
         self.now = 1_000.0

@@ -5,18 +5,14 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import pytest
 
-from queue_kit import Job
 from queue_kit._claims import BYTES_AHEAD, STALE, TURN, Claims, Haul
 from queue_kit.job import Claimed
-from tests.support import until
-
-NOW = datetime(2026, 5, 1, tzinfo=UTC)
-PRIORITY = 5
+from tests.support import PATIENCE, turns, until
+from tests.unit.jobs import claimed
 
 
 class Queue:
@@ -47,10 +43,6 @@ class Queue:
         self.given_back.append(job.job.id)
 
 
-def claimed(number: int, *, priority: int = PRIORITY, lost: int = 0, size: int = 0) -> Claimed:
-    return Claimed(Job(number, "name", {}, priority, NOW, NOW), claim_no=1, lost=lost, due=NOW, size=size)
-
-
 @pytest.fixture
 def queue() -> Queue:
     return Queue()
@@ -71,7 +63,7 @@ async def serving(claims: Claims) -> AsyncIterator[asyncio.Task[None]]:
         yield task
     finally:
         claims.close()
-        await asyncio.wait_for(task, 10)
+        await asyncio.wait_for(task, PATIENCE)
 
 
 def pull(claims: Claims, count: int = 1) -> list[asyncio.Task[Claimed | None]]:
@@ -79,14 +71,8 @@ def pull(claims: Claims, count: int = 1) -> list[asyncio.Task[Claimed | None]]:
 
 
 async def numbers(tasks: list[asyncio.Task[Claimed | None]]) -> list[int | None]:
-    got = await asyncio.wait_for(asyncio.gather(*tasks), 10)
+    got = await asyncio.wait_for(asyncio.gather(*tasks), PATIENCE)
     return [None if each is None else each.job.id for each in got]
-
-
-async def turns(count: int = 20) -> None:
-    """Let everything that can go on without a wake-up go on."""
-    for _ in range(count):
-        await asyncio.sleep(0)
 
 
 # --- who waits --------------------------------------------------------------------------------------------------------
@@ -429,7 +415,7 @@ async def test_closing_sends_everybody_home_and_gives_back_what_a_claim_under_wa
         claims.close()
         assert await numbers(tasks) == [None, None]
         queue.door.set()
-        await asyncio.wait_for(service, 10)
+        await asyncio.wait_for(service, PATIENCE)
         assert queue.given_back == [1, 2, 3]
         assert await numbers(pull(claims)) == [None]
         assert queue.asked == [(2, 5)]
@@ -450,7 +436,7 @@ async def test_closing_ends_a_service_that_waits(claims, queue):
         await turns()
         assert not service.done()
         claims.close()
-        await asyncio.wait_for(service, 10)
+        await asyncio.wait_for(service, PATIENCE)
         assert queue.asked == []
 
 
@@ -460,7 +446,7 @@ async def test_closing_ends_a_service_that_found_nothing(claims, queue):
         await until(lambda: queue.asked)
         await turns()
         claims.close()
-        await asyncio.wait_for(service, 10)
+        await asyncio.wait_for(service, PATIENCE)
         assert await numbers(tasks) == [None, None]
 
 
@@ -480,7 +466,7 @@ async def test_run_dry_waits_for_all_pullers_to_come_back_and_find_nothing(claim
         await turns()
         assert not dry.done()
         pull(claims)
-        assert await asyncio.wait_for(dry, 10) == 3
+        assert await asyncio.wait_for(dry, PATIENCE) == 3
 
 
 async def test_run_dry_waits_for_what_is_held_ahead(claims, queue):
@@ -493,7 +479,7 @@ async def test_run_dry_waits_for_what_is_held_ahead(claims, queue):
             await turns()
             assert not dry.done()
         pull(claims)
-        assert await asyncio.wait_for(dry, 10) == 3
+        assert await asyncio.wait_for(dry, PATIENCE) == 3
 
 
 async def test_a_claim_that_was_under_way_does_not_make_it_dry(claims, queue):
@@ -509,7 +495,7 @@ async def test_a_claim_that_was_under_way_does_not_make_it_dry(claims, queue):
         await turns()
         assert not dry.done()
         pull(claims)
-        assert await asyncio.wait_for(dry, 10) == 1
+        assert await asyncio.wait_for(dry, PATIENCE) == 1
 
 
 async def test_a_claim_that_left_something_out_does_not_make_it_dry(claims):
@@ -526,21 +512,21 @@ async def test_a_claim_that_left_something_out_does_not_make_it_dry(claims):
         assert await numbers(pull(claims)) == [1]
         assert not dry.done()
         pull(claims)
-        assert await asyncio.wait_for(dry, 10) == 1
+        assert await asyncio.wait_for(dry, PATIENCE) == 1
         assert asked == [1, 1, 1, 1]
 
 
 async def test_it_can_be_run_dry_again(claims, queue):
     async with serving(claims):
         pull(claims)
-        assert await asyncio.wait_for(claims.run_dry(1), 10) == 0
+        assert await asyncio.wait_for(claims.run_dry(1), PATIENCE) == 0
         queue.holds(1, 2)
         again = asyncio.create_task(claims.run_dry(1))
         await turns()
         assert not again.done()
         assert await numbers(pull(claims)) == [2]
         pull(claims)
-        assert await asyncio.wait_for(again, 10) == 2
+        assert await asyncio.wait_for(again, PATIENCE) == 2
 
 
 async def test_running_dry_counts_what_was_delivered_before_it_was_asked_for(claims, queue):
@@ -550,7 +536,7 @@ async def test_running_dry_counts_what_was_delivered_before_it_was_asked_for(cla
         assert await numbers(pull(claims)) == [1]
         dry = asyncio.create_task(claims.run_dry(1))
         pull(claims)
-        assert await asyncio.wait_for(dry, 10) == 1
+        assert await asyncio.wait_for(dry, PATIENCE) == 1
 
 
 # --- turns ------------------------------------------------------------------------------------------------------------
@@ -576,7 +562,7 @@ async def test_jobs_that_never_suspend_leave_what_is_held_until_the_claim_for_mo
     pullers = [asyncio.create_task(work()) for _ in range(50)]
     async with serving(claims):
         await until(lambda: len(held_when_asked) > 3)
-    await asyncio.wait_for(asyncio.gather(*pullers), 10)
+    await asyncio.wait_for(asyncio.gather(*pullers), PATIENCE)
     assert min(held_when_asked[1:4]) > 20
 
 
@@ -593,7 +579,7 @@ async def test_one_puller_is_enough_for_jobs_that_never_suspend(claims, queue):
     await turns()
     async with serving(claims):
         await until(lambda: sum(ran.values()) == 30)
-    await asyncio.wait_for(asyncio.gather(*pullers), 10)
+    await asyncio.wait_for(asyncio.gather(*pullers), PATIENCE)
     assert len(ran) == 1
 
 
@@ -611,8 +597,8 @@ async def test_all_pullers_work_when_jobs_suspend_and_soon(claims, queue):
     await turns()
     async with serving(claims):
         await until(lambda: running)
-        await turns(20)
+        await turns()
         assert sorted(running) == list(range(64))
         open_.set()
         await until(lambda: len(running) == 100)
-    await asyncio.wait_for(asyncio.gather(*pullers), 10)
+    await asyncio.wait_for(asyncio.gather(*pullers), PATIENCE)

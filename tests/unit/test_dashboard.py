@@ -3,18 +3,18 @@
 import asyncio
 import json
 import math
-import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from queue_kit import ConfigurationError, ThroughputPoint
-from queue_kit.dashboard import Access, _shared
+from queue_kit.dashboard import Access
 from queue_kit.dashboard._charts import runs_chart, times_chart
 from queue_kit.dashboard._payload import MAX_SHOWN, failures_of, payload_of, trace_of
 from queue_kit.dashboard._privacy import HIDDEN, HIDDEN_KEYS, Privacy
-from queue_kit.dashboard._shared import Shared
+from queue_kit.dashboard._shared import FRESH, Shared
 from queue_kit.dashboard._wording import absolute, ago, number, size, span
+from tests.support import turns
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 ADA = Access("ada")
@@ -212,7 +212,7 @@ def test_a_trace_is_shown_if_it_is_one():
 # --- shared looks -----------------------------------------------------------------------------------------------------
 
 
-async def test_many_who_look_at_once_read_once(monkeypatch):
+async def test_many_who_look_at_once_read_once(frozen):
     reads = 0
     opened = asyncio.Event()
 
@@ -224,15 +224,15 @@ async def test_many_who_look_at_once_read_once(monkeypatch):
 
     shared = Shared(read)
     looks = [asyncio.create_task(shared.get()) for _ in range(20)]
+    await turns()
     opened.set()
     assert await asyncio.gather(*looks) == [1] * 20
-    monkeypatch.setattr(_shared, "FRESH", -1.0)
-    monkeypatch.setattr(_shared, "REST", 0.0)
-    stale = Shared(read)
-    assert [await stale.get(), await stale.get()] == [2, 3]
+    assert await shared.get() == 1
+    frozen.forward(FRESH)
+    assert await shared.get() == 2
 
 
-async def test_a_failure_is_shared_but_not_for_long(monkeypatch):
+async def test_a_failure_is_shared_but_not_for_long(frozen):
     answers = iter([OSError("gone"), 5])
 
     async def read() -> object:
@@ -245,24 +245,22 @@ async def test_a_failure_is_shared_but_not_for_long(monkeypatch):
     for _ in range(2):
         with pytest.raises(OSError, match="gone"):
             await shared.get()
-    now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now + _shared.FRESH)
+    frozen.forward(FRESH)
     assert await shared.get() == 5
 
 
-async def test_what_took_long_to_read_is_left_alone_for_ten_times_as_long(monkeypatch):
-    now, reads = time.monotonic(), 0
+async def test_what_took_long_to_read_is_left_alone_for_ten_times_as_long(frozen):
+    reads = 0
 
     async def read() -> int:
-        nonlocal now, reads
-        now += 3.0
+        nonlocal reads
+        frozen.forward(3.0)
         reads += 1
         return reads
 
     shared = Shared(read)
-    monkeypatch.setattr(time, "monotonic", lambda: now)
     assert await shared.get() == 1
-    now += 29.9
+    frozen.forward(29.9)
     assert await shared.get() == 1
-    now += 0.2
+    frozen.forward(0.2)
     assert await shared.get() == 2

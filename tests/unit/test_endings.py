@@ -3,16 +3,14 @@ an observer that raises may not spoil."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from datetime import UTC, datetime
 
 import pytest
 
-from queue_kit import Job
 from queue_kit._endings import LOCKED_PAUSE, MOST_UNWRITTEN, Ending, Endings, Settlement
 from queue_kit.job import Claimed, Outcome, Verdict
-from tests.support import until
+from tests.support import PATIENCE, turns, until
+from tests.unit.jobs import claimed
 
-NOW = datetime(2026, 5, 1, tzinfo=UTC)
 COMPLETED = Outcome(Verdict.completed)
 
 
@@ -75,12 +73,7 @@ async def endings(database: Database, reports: Reports) -> AsyncIterator[Endings
 
 
 def ending(number: int, outcome: Outcome = COMPLETED) -> Ending:
-    return Ending(Claimed(Job(number, "name", {}, 5, NOW, NOW), claim_no=1), outcome, seconds=0.1)
-
-
-async def turns(count: int = 10) -> None:
-    for _ in range(count):
-        await asyncio.sleep(0)
+    return Ending(claimed(number), outcome, seconds=0.1)
 
 
 def completed(*numbers: int) -> list[tuple[int, Verdict]]:
@@ -169,7 +162,7 @@ async def test_one_that_stays_locked_is_tried_again_and_again(endings, database,
         clock.forward(LOCKED_PAUSE + 0.01)
     database.locked.clear()
     await until(lambda: reports.told == completed(1))
-    await endings.room(0)
+    await asyncio.wait_for(endings.room(0), PATIENCE)
 
 
 async def test_one_that_is_lost_is_reported_as_lost_and_its_neighbours_are_not(endings, database, reports):
@@ -179,7 +172,7 @@ async def test_one_that_is_lost_is_reported_as_lost_and_its_neighbours_are_not(e
     database.answers()
     await until(lambda: len(reports.told) == 3)
     assert reports.told == [(1, Verdict.completed), (2, Verdict.lost), (3, Verdict.completed)]
-    await endings.room(0)
+    await asyncio.wait_for(endings.room(0), PATIENCE)
 
 
 # --- who waits --------------------------------------------------------------------------------------------------------
@@ -192,11 +185,11 @@ async def test_writing_waits_for_its_own_ending_and_for_no_other(endings, databa
     await turns()
     assert not first.done()
     database.answers()
-    await asyncio.wait_for(first, 10)
+    await asyncio.wait_for(first, PATIENCE)
     assert reports.told == completed(1)
     assert not second.done()
     database.answers()
-    await asyncio.wait_for(second, 10)
+    await asyncio.wait_for(second, PATIENCE)
     assert reports.told == completed(1, 2)
 
 
@@ -209,14 +202,14 @@ async def test_writing_waits_while_its_row_is_locked(endings, database, reports,
     assert not writing.done()
     database.locked.clear()
     clock.forward(LOCKED_PAUSE + 0.01)
-    await asyncio.wait_for(writing, 10)
+    await asyncio.wait_for(writing, PATIENCE)
     assert reports.told == completed(1)
 
 
 async def test_one_that_is_lost_ends_the_wait_as_well(endings, database, reports):
     database.lost = {1}
     database.answers()
-    await asyncio.wait_for(endings.write(ending(1)), 10)
+    await asyncio.wait_for(endings.write(ending(1)), PATIENCE)
     assert reports.told == [(1, Verdict.lost)]
 
 
@@ -228,7 +221,7 @@ async def test_the_ending_of_a_writer_that_was_cancelled_still_goes_out_and_spoi
     first.cancel()
     waiting.cancel()
     database.answers(2)
-    await asyncio.wait_for(neighbour, 10)
+    await asyncio.wait_for(neighbour, PATIENCE)
     assert database.batches == [[1], [2, 3]]
     assert reports.told == completed(1, 2, 3)
     assert first.cancelled()
@@ -240,7 +233,7 @@ async def test_putting_waits_for_nobody_and_room_for_as_many_as_are_too_many(end
     await turns()
     for number in (2, 3, 4):
         endings.put(ending(number))
-    await asyncio.wait_for(endings.room(4), 10)
+    await asyncio.wait_for(endings.room(4), PATIENCE)
     waiting = [asyncio.create_task(endings.room(most)) for most in (3, 2, 0)]
     await turns()
     assert [task.done() for task in waiting] == [False, False, False]
@@ -248,21 +241,21 @@ async def test_putting_waits_for_nobody_and_room_for_as_many_as_are_too_many(end
     await until(waiting[0].done)
     assert [task.done() for task in waiting] == [True, False, False]  # three are left
     database.answers()
-    await asyncio.wait_for(asyncio.gather(*waiting), 10)
+    await asyncio.wait_for(asyncio.gather(*waiting), PATIENCE)
     assert reports.told == completed(1, 2, 3, 4)
 
 
 async def test_by_default_there_is_room_for_many_but_not_for_any_number(endings, database):
     for number in range(MOST_UNWRITTEN):
         endings.put(ending(number))
-    await asyncio.wait_for(endings.room(), 10)
+    await asyncio.wait_for(endings.room(), PATIENCE)
     await turns()
     endings.put(ending(MOST_UNWRITTEN))
     waiting = asyncio.create_task(endings.room())
     await turns()
     assert not waiting.done()
     database.answers()
-    await asyncio.wait_for(waiting, 10)
+    await asyncio.wait_for(waiting, PATIENCE)
     assert [len(batch) for batch in database.batches] == [MOST_UNWRITTEN, 1]
 
 
@@ -276,11 +269,11 @@ async def test_one_that_is_locked_counts_until_it_is_written(endings, database, 
     assert not flushed.done()
     database.locked.clear()
     clock.forward(LOCKED_PAUSE + 0.01)
-    await asyncio.wait_for(flushed, 10)
+    await asyncio.wait_for(flushed, PATIENCE)
 
 
 async def test_with_nothing_under_way_there_is_room(endings, database):
-    await asyncio.wait_for(endings.room(0), 10)
+    await asyncio.wait_for(endings.room(0), PATIENCE)
     assert database.batches == []
 
 
@@ -291,8 +284,8 @@ async def test_an_observer_that_raises_spoils_nothing(endings, database, reports
     reports.spoiled = {1, 2}
     writing = [asyncio.create_task(endings.write(ending(number))) for number in (1, 2, 3)]
     database.answers()
-    await asyncio.wait_for(asyncio.gather(*writing), 10)
-    await endings.room(0)
+    await asyncio.wait_for(asyncio.gather(*writing), PATIENCE)
+    await asyncio.wait_for(endings.room(0), PATIENCE)
     assert reports.told == completed(1, 2, 3)
     assert "the ending of job 1 is stored, but was not reported" in caplog.text
     endings.put(ending(4))
@@ -306,7 +299,7 @@ async def test_an_observer_that_raises_spoils_nothing(endings, database, reports
 async def test_closing_gives_up_what_is_in_flight(endings, database, reports):
     endings.put(ending(1))
     await turns()
-    await asyncio.wait_for(endings.close(), 10)
+    await asyncio.wait_for(endings.close(), PATIENCE)
     database.answers()
     await turns()
     assert not database.through.locked()  # nobody was left to take it
@@ -319,13 +312,16 @@ async def test_closing_gives_up_what_waits_for_a_lock(endings, database, reports
     endings.put(ending(1))
     await until(lambda: database.batches)
     await turns()
-    await asyncio.wait_for(endings.close(), 10)
+    await asyncio.wait_for(endings.close(), PATIENCE)
     clock.forward(LOCKED_PAUSE + 0.01)
     await turns()
     assert database.batches == [[1]]
     assert reports.told == []
 
 
-async def test_closing_twice_or_idle_is_harmless(endings):
+async def test_closing_twice_or_idle_is_harmless_and_what_comes_later_goes_nowhere(endings, database):
     await endings.close()
     await endings.close()
+    endings.put(ending(1))
+    await turns()
+    assert database.batches == []

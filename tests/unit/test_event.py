@@ -1,32 +1,16 @@
-"""The abort token, the event and its spans, without a worker. The clock is a number that the test moves."""
+"""The abort token, the event and its spans, without a worker."""
 
 import asyncio
 import logging
 import threading
-from types import SimpleNamespace
 
 import pytest
 
 from queue_kit import AbortToken, Cancelled, DeadlineExceeded, Event, LeaseLost, ShuttingDown
 from queue_kit.event import Span
+from tests.support import PATIENCE
 
 REASONS = [DeadlineExceeded("late"), LeaseLost("gone"), ShuttingDown("stop"), Cancelled("asked")]
-PATIENCE = 20.0  # seconds until a test is given up; no test takes them
-
-
-class Clock:
-    def __init__(self):
-        self.now = 1000.0
-
-    def monotonic(self):
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    made = Clock()
-    monkeypatch.setattr("queue_kit.event.time", SimpleNamespace(monotonic=made.monotonic))
-    return made
 
 
 # --- the token --------------------------------------------------------------------------------------------------------
@@ -58,12 +42,12 @@ def test_the_first_reason_stays():
         token.raise_if_aborted()
 
 
-def test_the_deadline_is_the_seconds_left_and_never_below_zero(clock):
-    token = AbortToken(clock.now + 30)
+def test_the_deadline_is_the_seconds_left_and_never_below_zero(frozen):
+    token = AbortToken(frozen.now + 30)
     assert token.deadline == 30
-    clock.now += 12.5
+    frozen.forward(12.5)
     assert token.deadline == 17.5
-    clock.now += 100
+    frozen.forward(100)
     assert token.deadline == 0
     assert not token.aborted  # whoever runs the job decides that it is over
 
@@ -133,19 +117,19 @@ def test_start_child_and_span_raise_the_reason_once_aborted(use, reason):
     assert (event.spans.name, [part.name for part in event.spans.children]) == ("job", ["part"])
 
 
-def test_spans_nest_and_are_timed_from_the_start_of_the_root(clock):
+def test_spans_nest_and_are_timed_from_the_start_of_the_root(frozen):
     event = Event()
-    clock.now += 1
+    frozen.forward(1)
     event.start("job")
-    clock.now += 1
+    frozen.forward(1)
     with event.span("list") as outer:
-        clock.now += 2
+        frozen.forward(2)
         with outer.span("query") as inner:
-            clock.now += 4
+            frozen.forward(4)
             assert inner.signal is event.signal
     by_hand = event.child()
     by_hand.start("send")
-    clock.now += 8
+    frozen.forward(8)
     by_hand.stop()
     assert event.spans.duration is None
     event.stop()
@@ -155,48 +139,48 @@ def test_spans_nest_and_are_timed_from_the_start_of_the_root(clock):
     assert by_hand.spans is event.spans.children[1]
 
 
-def test_spans_side_by_side_belong_to_the_event_that_opened_them(clock):
+def test_spans_side_by_side_belong_to_the_event_that_opened_them(frozen):
     event = Event()
     event.start("job")
     with event.span("first"):
-        clock.now += 1
+        frozen.forward(1)
         with event.span("second"):
-            clock.now += 1
+            frozen.forward(1)
     event.stop()
     assert event.spans == Span("job", 0, 2, None, [Span("first", 0, 2), Span("second", 1, 1)])
 
 
-def test_a_span_tells_when_the_token_aborted_in_it(clock):
+def test_a_span_tells_when_the_token_aborted_in_it(frozen):
     event = Event()
     event.start("job")
     with event.span("before"):
-        clock.now += 1
+        frozen.forward(1)
     with event.span("during"):
-        clock.now += 2
+        frozen.forward(2)
         event.signal.abort(REASONS[0])
-        clock.now += 4
+        frozen.forward(4)
     event.stop()
     before, during = event.spans.children
     assert (before.aborted, during.aborted, event.spans.aborted) == (None, 3, 3)
     assert (during.duration, event.spans.duration) == (6, 7)
 
 
-def test_stopping_twice_or_without_a_start_is_harmless(clock):
+def test_stopping_twice_or_without_a_start_is_harmless(frozen):
     event = Event()
     event.stop()
     assert event.spans is None
     event.start("job")
-    clock.now += 1
+    frozen.forward(1)
     event.stop()
-    clock.now += 1
+    frozen.forward(1)
     event.stop()
     assert event.spans == Span("job", 0, 1)
 
 
-def test_a_span_ends_also_when_its_body_raises(clock):
+def test_a_span_ends_also_when_its_body_raises(frozen):
     def fail():
         with event.span("part"):
-            clock.now += 3
+            frozen.forward(3)
             raise ValueError("no")
 
     event = Event()

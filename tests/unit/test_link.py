@@ -2,7 +2,7 @@
 
 import pytest
 
-from queue_kit._link import Link
+from queue_kit._link import STEADY, Link
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_a_long_outage_is_asked_about_for_ever(link):
     assert all(1.0 <= pause <= 2.0 for pause in pauses[4:])
 
 
-def test_a_statement_that_always_fails_is_tried_less_and_less_often_though_the_probe_goes_well(link):
+def test_a_statement_that_always_fails_is_tried_less_and_less_often_though_the_probe_goes_well(frozen, link):
     for _ in range(8):
         link.failed(OSError("refused"))
         pause = link.backoff()
@@ -53,9 +53,9 @@ def test_a_statement_that_always_fails_is_tried_less_and_less_often_though_the_p
     assert pause >= 1.0
 
 
-def test_an_outage_after_a_steady_time_is_asked_about_at_once(link, monkeypatch):
-    monkeypatch.setattr("queue_kit._link.STEADY", 0.0)
+def test_an_outage_after_a_steady_time_is_asked_about_at_once(frozen, link):
     for _ in range(8):
         link.failed(OSError("gone"))
         assert link.backoff() == 0.0
         link.answered()
+        frozen.forward(STEADY + 0.01)

@@ -30,16 +30,16 @@ def registry() -> CollectorRegistry:
     return CollectorRegistry()
 
 
-def job(job_id: int = 1, name: str = "a") -> Job:
-    return Job(id=job_id, name=name, data={}, priority=5, scheduled_at=NOW, created_at=NOW)
+def job(job_id: int) -> Job:
+    return Job(id=job_id, name="a", data={}, priority=5, scheduled_at=NOW, created_at=NOW)
 
 
-def started(worker: UUID = FIRST, *, due: datetime = NOW, **of_job) -> Started:
-    return Started(worker, job(**of_job), None, due)
+def started(worker: UUID = FIRST, *, due: datetime = NOW, job_id: int = 1) -> Started:
+    return Started(worker, job(job_id), None, due)
 
 
-def settled(worker: UUID = FIRST, *, verdict: Verdict = Verdict.completed, seconds: float = 1.0, **of_job) -> Settled:
-    return Settled(worker, job(**of_job), Outcome(verdict), seconds, None)
+def settled(*, verdict: Verdict = Verdict.completed, job_id: int = 1) -> Settled:
+    return Settled(FIRST, job(job_id), Outcome(verdict), 1.0, None)
 
 
 def states(registry: CollectorRegistry) -> dict[str, float]:
@@ -71,7 +71,7 @@ def test_the_states_of_workers_are_counted_and_may_overlap(registry):
 
 def test_what_a_stopped_worker_could_not_give_back_runs_no_more(registry):
     metrics = PrometheusMetrics(registry)
-    for record in (started(), started(job_id=2), started(SECOND, job_id=1)):
+    for record in (started(), started(job_id=2), started(SECOND)):
         metrics.on_started(record)
     assert registry.get_sample_value("queue_kit_jobs_running", {"name": "a"}) == 3
     metrics.on_settled(settled())

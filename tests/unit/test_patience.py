@@ -7,6 +7,7 @@ import time
 import pytest
 
 from queue_kit._patience import A_MOMENT, Patience
+from tests.support import turns
 
 
 async def test_it_runs_out():
@@ -15,9 +16,20 @@ async def test_it_runs_out():
             await asyncio.Event().wait()
 
 
-async def test_without_seconds_it_waits_for_ever():
-    async with Patience(None):
-        await asyncio.sleep(0.01)
+async def test_without_seconds_it_waits_for_ever(clock):
+    answer = asyncio.Event()
+
+    async def wait() -> None:
+        async with Patience(None):
+            await answer.wait()
+
+    waiting = asyncio.create_task(wait())
+    await turns()
+    clock.forward(1e6)
+    await asyncio.sleep(2 * A_MOMENT)
+    assert not waiting.done()
+    answer.set()
+    await waiting
 
 
 async def test_who_is_cancelled_hears_no_timeout():

@@ -1,21 +1,14 @@
 """Where claims begin: behind the last one, and now and then at the head, so that nothing is left for ever."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from queue_kit import Job
 from queue_kit._scan import CHEAP, RESCAN_EVERY, SAMPLES, SHARE, Scan
 from queue_kit.job import MAX_PRIORITY, Claimed
-
-NOW = datetime(2026, 5, 1, tzinfo=UTC)
-
-
-def claimed(number: int, *, priority: int = 5, due: float = 0.0) -> Claimed:
-    at = NOW + timedelta(seconds=due)
-    return Claimed(Job(number, "name", {}, priority, at, NOW), claim_no=1, due=at)
+from tests.unit.jobs import claimed
 
 
 def ended(scan: Scan, *numbers: int, more: bool, seconds: float = 0.0) -> None:
@@ -31,15 +24,15 @@ def ended_costly(scan: Scan, *numbers: int, more: bool, seconds: float) -> None:
 
 
 @pytest.fixture
-def scan() -> Scan:
+def scan(frozen) -> Scan:
     return Scan(strict=False)
 
 
-def test_the_first_claim_begins_at_the_head(frozen, scan):
+def test_the_first_claim_begins_at_the_head(scan):
     assert scan.begin() is None
 
 
-def test_while_there_is_more_the_next_claim_begins_behind_the_last_job(frozen, scan):
+def test_while_there_is_more_the_next_claim_begins_behind_the_last_job(scan):
     ended(scan, 1, 2, 3, more=True)
     assert scan.begin() == claimed(3).place
     ended(scan, 4, 5, more=True)
@@ -66,7 +59,7 @@ def test_claims_behind_the_mark_do_not_put_off_the_next_look_at_the_head(frozen,
     assert scan.begin() is None
 
 
-def test_with_little_to_do_and_a_cheap_head_every_claim_begins_there(frozen, scan):
+def test_with_little_to_do_and_a_cheap_head_every_claim_begins_there(scan):
     ended(scan, 1, 2, more=False, seconds=CHEAP)
     assert scan.begin() is None
 
@@ -81,7 +74,7 @@ def test_a_costly_head_is_left_out_for_longer(frozen, scan, more):
     assert scan.begin() is None
 
 
-def test_the_quickest_of_several_looks_at_the_head_says_what_it_costs(frozen, scan):
+def test_the_quickest_of_several_looks_at_the_head_says_what_it_costs(scan):
     for seconds in (2.0, 0.3, 0.02, 1.0):
         scan.rewind()
         ended(scan, 1, more=False, seconds=seconds)
@@ -95,7 +88,7 @@ def test_the_quickest_of_several_looks_at_the_head_says_what_it_costs(frozen, sc
     assert scan.rescan_in() == pytest.approx(SHARE * 1.0)
 
 
-def test_one_look_at_the_head_that_was_slow_says_nothing(frozen, scan):
+def test_one_look_at_the_head_that_was_slow_says_nothing(scan):
     for _ in range(SAMPLES - 1):
         scan.rewind()
         ended(scan, 1, more=False, seconds=9.0)
@@ -104,7 +97,7 @@ def test_one_look_at_the_head_that_was_slow_says_nothing(frozen, scan):
     assert scan.begin() is None
 
 
-def test_a_look_that_took_less_than_a_round_trip_costs_nothing(frozen, scan):
+def test_a_look_that_took_less_than_a_round_trip_costs_nothing(scan):
     ended_costly(scan, 1, more=False, seconds=-0.01)
     assert scan.begin() is None
 
@@ -118,7 +111,7 @@ def test_claims_that_were_slow_behind_the_mark_say_nothing_about_the_head(frozen
     assert scan.begin() is None
 
 
-def test_rewinding_leads_to_the_head_at_once(frozen, scan):
+def test_rewinding_leads_to_the_head_at_once(scan):
     ended_costly(scan, 1, more=True, seconds=1.0)
     assert scan.begin() is not None
     scan.rewind()
@@ -126,26 +119,26 @@ def test_rewinding_leads_to_the_head_at_once(frozen, scan):
     assert scan.rescan_in() <= 0
 
 
-def test_the_mark_goes_back_when_the_head_has_more_than_a_claim_takes(frozen, scan):
+def test_the_mark_goes_back_when_the_head_has_more_than_a_claim_takes(scan):
     ended(scan, 100, more=True)
     scan.rewind()
     ended(scan, 1, 2, 3, more=True)
     assert scan.begin() == claimed(3).place
 
 
-def test_the_mark_stays_when_the_head_had_a_few_late_ones(frozen, scan):
+def test_the_mark_stays_when_the_head_had_a_few_late_ones(scan):
     ended(scan, 100, more=True)
     ended_costly(scan, 1, 2, more=False, seconds=1.0)
     assert scan.begin() == claimed(100).place
 
 
-def test_a_claim_that_found_nothing_moves_no_mark(frozen, scan):
+def test_a_claim_that_found_nothing_moves_no_mark(scan):
     ended(scan, 7, more=True)
     ended(scan, more=False)
     assert scan.begin() == claimed(7).place
 
 
-def test_a_costly_head_where_nothing_was_found_leaves_everything_out(frozen, scan):
+def test_a_costly_head_where_nothing_was_found_leaves_everything_out(scan):
     ended_costly(scan, more=False, seconds=1.0)
     priority, due, _ = scan.begin()
     assert priority == MAX_PRIORITY

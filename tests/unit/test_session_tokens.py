@@ -36,7 +36,7 @@ TOKEN = TOKENS.sign(ACCESS, "id", SESSION, "k1", NOW, NOW + timedelta(hours=1))
     created_at=st.integers(0, 6_000_000_000_000).map(lambda ms: datetime.fromtimestamp(ms / 1000, UTC)),
     age=st.integers(1, 315_360_000),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_is_signed_is_verified_and_says_the_same(type_, token_id, session_id, key, created_at, age):
     expires_at = created_at + timedelta(seconds=age)
     token = TOKENS.sign(type_, token_id, session_id, key.id, created_at, expires_at)
@@ -55,7 +55,7 @@ def test_what_is_signed_is_verified_and_says_the_same(type_, token_id, session_i
 
 
 @given(at=st.integers(0, len(TOKEN) - 1), character=st.characters(max_codepoint=0x2FF))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_no_character_can_be_changed(at, character):
     altered = TOKEN[:at] + character + TOKEN[at + 1 :]
     if altered != TOKEN:
@@ -64,7 +64,7 @@ def test_no_character_can_be_changed(at, character):
 
 
 @given(st.one_of(st.text(max_size=40), st.from_regex(r"[\w-]{0,60}\.[\w-]{0,60}\.[\w-]{0,60}"), st.binary(max_size=9)))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_garbage_is_refused_and_nothing_else(garbage):
     with pytest.raises(InvalidToken):
         TOKENS.verify(garbage, ACCESS)

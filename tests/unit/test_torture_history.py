@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from queue_kit.models import CANCELLED, COMPLETED, READY
-from tests.torture.history import AFTER_END, TOKEN_REUSED, TWO_LEASES, UNFENCED, Change, Verdict, judge
+from tests.torture.history import AFTER_END, TOKEN_REUSED, TWO_LEASES, UNFENCED, Change, judge
 
 A, B = UUID(int=1), UUID(int=2)
 LEASE = 2.0
@@ -123,7 +123,7 @@ def test_one_jobs_violation_does_not_hide_anothers():
 
 
 def test_claims_are_counted_and_those_that_took_over_a_lapsed_lease_are_timed():
-    verdict: Verdict = judge(
+    verdict = judge(
         [claim(0, A, 1), claim(2.5, B, 2), extend(3.5, B, 2), claim(6, A, 3), release(7, A, 3), claim(8, B, 4)]
     )
     assert (verdict.claims, verdict.recoveries, verdict.violations) == (4, [0.5, 0.5], [])

@@ -1,6 +1,6 @@
 """What is claimed ahead comes out best first, and its bytes are counted."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
 from hypothesis import given
@@ -9,13 +9,7 @@ from hypothesis import strategies as st
 from queue_kit import Job
 from queue_kit._window import Window
 from queue_kit.job import Claimed
-
-NOW = datetime(2026, 5, 1, tzinfo=UTC)
-
-
-def claimed(number: int, *, priority: int = 5, due: float = 0.0, size: int = 0) -> Claimed:
-    at = NOW + timedelta(seconds=due)
-    return Claimed(Job(number, "name", {}, priority, at, NOW), claim_no=1, due=at, size=size)
+from tests.unit.jobs import NOW, claimed
 
 
 @st.composite
