@@ -149,6 +149,14 @@ def sqlite_path(sqlite_template: Path, tmp_path: Path) -> Path:
     return Path(shutil.copy(sqlite_template, tmp_path / "queue.db"))
 
 
+@pytest.fixture
+async def embedded_engine(sqlite_path: Path) -> AsyncIterator[AsyncEngine]:
+    """An engine on a freshly migrated SQLite file."""
+    engine = sqlite_engine(sqlite_path)
+    yield engine
+    await engine.dispose()
+
+
 @pytest.fixture(params=["postgresql", "sqlite"])
 def database(request: pytest.FixtureRequest) -> Server | Path:
     """What makes a test run on PostgreSQL and on SQLite; only what it needs is started."""
@@ -173,6 +181,14 @@ async def empty_database_url(database: Server | Path, tmp_path: Path) -> AsyncIt
     else:
         async with database.fresh("template0") as url:
             yield url
+
+
+@pytest.fixture
+async def empty_engine(empty_database_url: str) -> AsyncIterator[AsyncEngine]:
+    """An engine on a database without any table."""
+    made = engine_for(empty_database_url)
+    yield made
+    await made.dispose()
 
 
 @pytest.fixture

@@ -57,9 +57,14 @@ async def row_of(engine: AsyncEngine, job_id: int) -> JobRow:
         return await session.get_one(JobRow, job_id)
 
 
+async def state_of(engine: AsyncEngine, job_id: int) -> JobState:
+    """A job's state."""
+    return (await row_of(engine, job_id)).state
+
+
 async def is_completed(engine: AsyncEngine, job_id: int) -> bool:
     """Whether a job has completed."""
-    return (await row_of(engine, job_id)).state is JobState.completed
+    return await state_of(engine, job_id) is JobState.completed
 
 
 async def count_jobs(engine: AsyncEngine, *conditions: Any) -> int:

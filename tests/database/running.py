@@ -1,11 +1,15 @@
-"""Running jobs in tests: a stand-in for a worker that died, handlers that wait or refuse to end."""
+"""Running jobs in tests: a stand-in for a worker that died, handlers that wait or refuse to end, and what a worker
+meets and sends meanwhile.
+"""
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import select, text
+from sqlalchemy import Engine, event, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from queue_kit import JobRow, add_job
@@ -76,6 +80,44 @@ async def fast_asleep(engine: AsyncEngine) -> None:
     await asyncio.sleep(2 * sum(AFTER_FALLING_ASLEEP))
 
 
+@contextlib.asynccontextmanager
+async def locked(engine: AsyncEngine, job_id: int) -> AsyncIterator[None]:
+    """Somebody holds a job's row locked (PostgreSQL: on SQLite a lock is on the whole file)."""
+    async with engine.begin() as connection:
+        await connection.execute(select(JobRow.id).where(JobRow.id == job_id).with_for_update())
+        yield
+
+
+async def waits_for_a_lock(engine: AsyncEngine) -> bool:
+    """Whether somebody in this database waits for a lock."""
+    query = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    return bool(await raw(engine, query))
+
+
+@contextlib.contextmanager
+def statements() -> Iterator[list[str]]:
+    """What is sent to a database meanwhile, by whatever engine: a worker's own is private."""
+    sent: list[str] = []
+
+    def remember(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        sent.append(" ".join(statement.split()))
+
+    event.listen(Engine, "before_cursor_execute", remember)
+    try:
+        yield sent
+    finally:
+        event.remove(Engine, "before_cursor_execute", remember)
+
+
+def claims(sent: list[str]) -> list[str]:
+    """Those of the statements that claim."""
+    return [each for each in sent if "UPDATE queue_kit_job" in each and "claim_no=(" in each]
+
+
+async def nothing(event: Any, session: Any, job: Any) -> None:
+    """A handler that completes at once."""
+
+
 class Refusing:
     """A handler that goes on however often it is cancelled, until it is let go."""
 
@@ -97,11 +139,15 @@ class Gate:
     def __init__(self) -> None:
         self.open = asyncio.Event()
         self.running: set[int] = set()
-        self.ran: list[int] = []
+        self.begun: list[Any] = []
+
+    @property
+    def ran(self) -> list[int]:
+        return [job.id for job in self.begun]
 
     async def __call__(self, event: Any, session: Any, job: Any) -> None:
         self.running.add(job.id)
-        self.ran.append(job.id)
+        self.begun.append(job)
         try:
             await self.open.wait()
         finally:

@@ -10,7 +10,7 @@ import pytest
 from queue_kit import Handlers, Job, JobState, NewJob, QueueWorker, add_job, add_jobs
 from queue_kit.models import FAILED
 from tests.database.clock import database_now
-from tests.database.running import Gate, lapse, raw
+from tests.database.running import Gate, lapse, nothing, raw
 from tests.support import Recorder, change, move, row_of, until
 
 
@@ -134,22 +134,15 @@ UNTYPED = {
 
 
 @pytest.mark.parametrize("garbage", UNTYPED.values(), ids=UNTYPED.keys())
-async def test_i3_a_row_that_cannot_be_read_fails_with_a_reason_and_blocks_nobody(sqlite_engine, jobs, ran, garbage):
-    bad, good = await add_jobs(sqlite_engine, [NewJob("a", priority=0), NewJob("b")])
-    await raw(sqlite_engine, f"UPDATE queue_kit_job SET {garbage} WHERE id = :id", id=bad)
-    counts = await asyncio.wait_for(QueueWorker(sqlite_engine, jobs, parallel_count=2).drain(), 15)
+async def test_i3_a_row_that_cannot_be_read_fails_with_a_reason_and_blocks_nobody(embedded_engine, jobs, ran, garbage):
+    bad, good = await add_jobs(embedded_engine, [NewJob("a", priority=0), NewJob("b")])
+    await raw(embedded_engine, f"UPDATE queue_kit_job SET {garbage} WHERE id = :id", id=bad)
+    counts = await asyncio.wait_for(QueueWorker(embedded_engine, jobs, parallel_count=2).drain(), 15)
     assert ran == [good]
     assert counts == {**counts, "failed": 1, "completed": 1}
-    status, errors = await how_it_ended(sqlite_engine, bad)
+    status, errors = await how_it_ended(embedded_engine, bad)
     assert status == FAILED
     assert "the row cannot be read" in errors
-
-
-@pytest.fixture
-async def sqlite_engine(engine):
-    if engine.name != "sqlite":
-        pytest.skip("PostgreSQL stores no such row")
-    return engine
 
 
 async def test_json_that_python_cannot_read_fails_with_a_reason_and_blocks_nobody(engine, jobs, ran):
@@ -215,7 +208,7 @@ async def test_a_garbage_errors_column_gives_way_to_the_next_error(engine, jobs,
 async def test_two_workers_with_slow_handlers_share(engine):
     gate, hook = Gate(), Recorder()
     ids = await add_jobs(engine, [NewJob("slow")] * 4)
-    workers = [QueueWorker(engine, {"slow": gate.__call__}, prefetch=0, hooks=[hook]) for _ in range(2)]
+    workers = [QueueWorker(engine, {"slow": gate}, prefetch=0, hooks=[hook]) for _ in range(2)]
     async with workers[0], workers[1]:
         await until(lambda: len(gate.running) == 2)
         assert {record.worker_id for record in hook.started} == {worker.id for worker in workers}
@@ -229,9 +222,9 @@ async def test_two_workers_with_slow_handlers_share(engine):
 
 async def test_a_better_job_that_comes_later_overtakes_what_waits(engine, jobs, ran):
     gate = Gate()
-    jobs.handler("hold")(gate.__call__)
+    jobs.handler("hold")(gate)
     await add_job(engine, "hold", priority=0)
-    async with QueueWorker(engine, jobs, prefetch=0) as _:
+    async with QueueWorker(engine, jobs, prefetch=0):
         await until(lambda: gate.running)
         worse = await add_job(engine, "a", priority=9)
         better = await add_job(engine, "b", priority=1)
@@ -299,7 +292,7 @@ async def test_a_suspect_waits_until_it_can_run_alone(engine):
 
     others = Gate()
     others.open.set()
-    handlers = {"neighbour": neighbour.__call__, "suspect": suspect, "other": others.__call__}
+    handlers = {"neighbour": neighbour, "suspect": suspect, "other": others}
     later = NewJob("suspect", max_retry_count=9, delay=1000)
     first, poison = await add_jobs(engine, [NewJob("neighbour", priority=0), later])
     hook = Recorder()
@@ -341,8 +334,6 @@ async def test_several_suspects_run_one_after_the_other(engine):
 
 
 async def test_many_suspects_are_not_claimed_again_and_again(engine):
-    async def nothing(event, session, job): ...
-
     ids = await add_jobs(engine, [NewJob("suspect", max_retry_count=9)] * 8 + [NewJob("other", priority=9)] * 4)
     for job_id in ids[:8]:
         await lapse(engine, job_id, times=2)
@@ -369,8 +360,6 @@ async def test_suspects_that_are_due_together_are_all_drained_one_after_the_othe
 
 
 async def test_the_log_says_once_that_jobs_wait_for_suspects(engine, caplog):
-    async def nothing(event, session, job): ...
-
     ids = await add_jobs(engine, [NewJob("suspect", max_retry_count=9)] * 3 + [NewJob("other")] * 3)
     for job_id in ids[:3]:
         await lapse(engine, job_id, times=2)

@@ -14,7 +14,7 @@ from sqlalchemy.pool import NullPool, StaticPool
 
 from queue_kit import ConfigurationError, NewJob, QueueWorker, add_jobs, sqlite_engine
 from tests.conftest import engine_for
-from tests.support import until
+from tests.support import Recorder, until
 
 
 async def handler(event, session, job):
@@ -77,7 +77,7 @@ RIGHT: dict[str, list[Any]] = {
 
 @pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in RIGHT.items() for value in values])
 def test_an_argument_that_works_is_taken(lazy, field, value):
-    QueueWorker(lazy, HANDLERS, **{field: value})
+    assert QueueWorker(lazy, HANDLERS, **{field: value}).id is None  # it was made, and not started
 
 
 @pytest.mark.parametrize("excluded", [[], ["a"]])
@@ -116,8 +116,9 @@ def test_options_are_given_by_name(lazy):
         ("postgresql+asyncpg://user@host/name", "str"),
         (create_engine("sqlite://"), "AsyncEngine"),
         (create_async_engine("sqlite+aiosqlite://"), "sqlite_engine"),
+        (create_async_engine("sqlite+aiosqlite:///queue.db"), "sqlite_engine"),
     ],
-    ids=["nothing", "a URL", "a sync engine", "SQLite in memory"],
+    ids=["nothing", "a URL", "a sync engine", "SQLite in memory", "another engine of SQLite"],
 )
 def test_what_is_no_engine_that_a_worker_can_use_is_refused(engine, problem):
     with pytest.raises(ConfigurationError, match=problem):
@@ -221,16 +222,11 @@ async def test_two_workers_on_one_engine_share_its_bound(pg_engine):
             await connection.execute(text("SELECT 1"))
         holding.discard(job.id)
 
-    ids = await add_jobs(pg_engine, [NewJob("hold")] * 24)
-    done = set()
-
-    class Hook:
-        def on_settled(self, record):
-            done.add(record.job.id)
-
-    workers = [QueueWorker(pooled, {"hold": hold}, parallel_count=8, hooks=[Hook()]) for _ in range(2)]
+    await add_jobs(pg_engine, [NewJob("hold")] * 24)
+    hook = Recorder()
+    workers = [QueueWorker(pooled, {"hold": hold}, parallel_count=8, hooks=[hook]) for _ in range(2)]
     async with workers[0], workers[1]:
-        await until(lambda: done == set(ids))
+        await until(lambda: hook.verdicts.count("completed") == 24)
     await pooled.dispose()
     assert max(most) == 2
 

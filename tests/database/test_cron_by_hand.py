@@ -23,13 +23,9 @@ from queue_kit import (
     run_job_now,
 )
 from queue_kit.models import JobRow
-from tests.database.clock import WAYS, database_now, define, definition, far, lease, make_due, occurrence, reach, rows
-from tests.database.running import Gate, fast_asleep, job_in
+from tests.database.clock import WAYS, database_now, definition, far, lease, make_due, occurrence, reach, rows
+from tests.database.running import Gate, fast_asleep, job_in, nothing
 from tests.support import Recorder, change, row_of, until
-
-
-async def nothing(event, session, job):
-    """A handler that completes at once."""
 
 
 async def live(engine, name="tick"):
@@ -113,7 +109,7 @@ async def test_the_log_says_that_an_entry_was_paused_and_goes_on(engine, tick, c
 async def test_an_overdue_occurrence_is_not_made_up_for(engine, tick):
     overdue, _ = await make_due(engine, "tick")
     await pause_cron_job(engine, "tick")
-    assert await work(engine) == {**dict.fromkeys(await work(engine), 0)}
+    assert not any((await work(engine)).values())
     assert (await row_of(engine, overdue)).state is JobState.cancelled
     await resume_cron_job(engine, "tick")
     assert [row.scheduled_at for row in await live(engine)] == [tick]
@@ -122,7 +118,7 @@ async def test_an_overdue_occurrence_is_not_made_up_for(engine, tick):
 async def test_a_run_goes_on_through_a_pause_and_has_no_successor(engine, tick):
     await make_due(engine, "tick")
     gate, hook = Gate(), Recorder()
-    async with QueueWorker(engine, {"tick": gate.__call__}, listen=False, hooks=[hook]):
+    async with QueueWorker(engine, {"tick": gate}, listen=False, hooks=[hook]):
         await until(lambda: gate.running)
         await pause_cron_job(engine, "tick")
         gate.open.set()
@@ -160,7 +156,7 @@ async def test_pausing_and_settling_at_once_leave_nothing_behind(engine):
     for _ in range(5):
         await register_cron_jobs(engine, [CronJob("tick", far())])
         await make_due(engine, "tick")
-        await asyncio.gather(work(engine, gate.__call__), pause_cron_job(engine, "tick"))
+        await asyncio.gather(work(engine, gate), pause_cron_job(engine, "tick"))
         assert await live(engine) == []
         await register_cron_jobs(engine, [])
 
@@ -305,4 +301,3 @@ async def test_a_job_that_runs_or_is_complete_cannot_be_run_now(engine, tick):
             await run_job_now(engine, unknown)
     with pytest.raises(TypeError, match="job_id must be an integer"):
         await run_job_now(engine, "1")
-    await define(engine, "tick", paused=False)

@@ -6,8 +6,8 @@ import json
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
@@ -15,7 +15,7 @@ from uuid import uuid4
 import httpx
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import Engine, event, insert, select, text
+from sqlalchemy import insert, select, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from starlette.applications import Starlette
@@ -25,7 +25,6 @@ from starlette.routing import Mount
 from queue_kit import (
     ConfigurationError,
     CronJob,
-    Handlers,
     JobState,
     QueueWorker,
     add_job,
@@ -43,6 +42,7 @@ from queue_kit.dashboard._pool import Pool
 from queue_kit.dashboard._privacy import HIDDEN_KEYS, Privacy
 from queue_kit.dashboard._shared import Shared
 from queue_kit.models import FAILED, JobRow, WorkerRow
+from tests.database.running import Gate, statements
 from tests.proxy import through_proxy
 from tests.support import change, move, row_of, until
 
@@ -96,21 +96,6 @@ async def spoil(engine: AsyncEngine, job_id: int, column: str, value: str) -> No
     async with engine.begin() as connection:
         update = text(f"UPDATE queue_kit_job SET {column} = {given} WHERE id = :id")
         await connection.execute(update, {"value": value, "id": job_id})
-
-
-@contextmanager
-def statements() -> Iterator[list[str]]:
-    """The statements that are sent meanwhile, by whatever engine."""
-    sent: list[str] = []
-
-    def remember(_connection, _cursor, statement, *_):
-        sent.append(statement)
-
-    event.listen(Engine, "before_cursor_execute", remember)
-    try:
-        yield sent
-    finally:
-        event.remove(Engine, "before_cursor_execute", remember)
 
 
 PATHS = [
@@ -329,9 +314,9 @@ async def test_a_websocket_is_closed(engine):
 
 
 async def test_an_empty_queue_says_so_on_every_page(ada):
-    assert "No worker is alive" in (await ada.get("/")).text
-    assert "Nothing has failed" in (await ada.get("/")).text
-    assert "No worker is alive. Nothing is due yet." in (await ada.get("/")).text
+    overview = (await ada.get("/")).text
+    assert "Nothing has failed" in overview
+    assert "No worker is alive. Nothing is due yet." in overview
     assert "Nothing ran in the last day" in (await ada.get("/?period=day")).text
     assert "No jobs yet" in (await ada.get("/jobs")).text
     assert "No job fits" in (await ada.get("/jobs?name=nobody")).text
@@ -350,18 +335,16 @@ async def test_the_overview_says_what_an_operator_should_know(ada, engine):
     assert re.search(r"<strong>3</strong>.*?TimeoutError.*?email\.send.*?no answer within … s", text, re.DOTALL)
 
 
-async def test_the_overview_says_what_failed_at_once_and_until_it_is_mended(engine):
+async def test_the_overview_says_what_failed_at_once_and_until_it_is_mended(ada, engine):
     job_id = await add_job(engine, "email.send")
     await fail(engine, job_id)  # and no worker has written a history
-    app = dashboard(engine, authorize=lambda _: Access("ada", act=True))
-    async with visiting(app) as ada:
-        assert "1 job failed for good in the last hour." in (await ada.get("/")).text
-        await retry_job(engine, job_id)
+    assert "1 job failed for good in the last hour." in (await ada.get("/")).text
+    await retry_job(engine, job_id)
 
-        async def mended():
-            return "failed for good in the last hour" not in (await ada.get("/")).text
+    async def mended():
+        return "failed for good in the last hour" not in (await ada.get("/")).text
 
-        await until(mended)
+    await until(mended)
 
 
 async def test_of_many_names_those_that_matter_most_are_shown(ada, engine):
@@ -389,17 +372,10 @@ async def test_the_overview_says_which_cron_entries_do_not_go_on(ada, engine):
     assert "A cron entry has been due for 6 min" in text
 
 
-async def test_a_worker_and_what_it_runs_is_shown(engine):
-    jobs = Handlers()
-    release = asyncio.Event()
-
-    @jobs.handler("email.send")
-    async def send(event, session, job) -> None:
-        await release.wait()
-
+async def test_a_worker_and_what_it_runs_is_shown(ada, engine):
+    gate = Gate()
     job_id = await add_job(engine, "email.send")
-    app = dashboard(engine, authorize=lambda _: Access("ada", act=True))
-    async with visiting(app) as ada, QueueWorker(engine, jobs, poll_interval=0.05):
+    async with QueueWorker(engine, {"email.send": gate}, poll_interval=0.05):
 
         async def shown():
             return f'href="./jobs/{job_id}"' in (await ada.get("/workers")).text
@@ -410,7 +386,7 @@ async def test_a_worker_and_what_it_runs_is_shown(engine):
         assert "Knows 1 name" in (await ada.get("/workers")).text
         answer = await press(ada, f"/jobs/{job_id}", f"/jobs/{job_id}/cancel")
         assert answer.headers["location"] == f"../{job_id}?notice=asked"
-        release.set()
+        gate.open.set()
 
 
 async def test_jobs_are_filtered_and_found(ada, engine):
@@ -548,14 +524,18 @@ def test_what_is_not_shown_is_not_looked_through():
     assert len(shown) > MAX_SHOWN
 
 
-async def test_s8_hidden_payloads_hide_what_errors_quote(engine):
-    job_id = await add_job(engine, "payment.capture", {"card": SECRET})
-    await fail(engine, job_id, message=SECRET)
-    apps = [
+def hiding(engine: AsyncEngine) -> list[Any]:
+    """Dashboards that hide payloads: those of some names, and all of them from who may not see any."""
+    return [
         dashboard(engine, authorize=lambda _: Access("ada", act=True), hidden_names=["payment.*"]),
         dashboard(engine, authorize=lambda _: Access("ada", act=True, payloads=False)),
     ]
-    for app in apps:
+
+
+async def test_s8_hidden_payloads_hide_what_errors_quote(engine):
+    job_id = await add_job(engine, "payment.capture", {"card": SECRET})
+    await fail(engine, job_id, message=SECRET)
+    for app in hiding(engine):
         async with visiting(app) as ada:
             for path in (*PATHS, f"/jobs/{job_id}", "/jobs?state=failed"):
                 text = (await ada.get(path)).text
@@ -590,11 +570,7 @@ async def test_rows_written_by_hand_are_shown(ada, engine):
 async def test_s8_nobody_guesses_what_is_hidden(engine):
     job_id = await add_job(engine, "payment.capture")
     await fail(engine, job_id, message=SECRET)
-    apps = [
-        dashboard(engine, authorize=lambda _: Access("ada", act=True), hidden_names=["payment.*"]),
-        dashboard(engine, authorize=lambda _: Access("ada", act=True, payloads=False)),
-    ]
-    for app in apps:
+    for app in hiding(engine):
         async with visiting(app) as ada:
             for name, status in (("payment.capture", 403), ("", 400)):
                 fields = {"action": "retry", "name": name, "message": SECRET}
@@ -739,7 +715,6 @@ async def test_a_worker_row_of_any_text_is_shown(ada, engine):
 
 
 async def test_a_failed_job_is_retried_and_the_log_says_by_whom(ada, engine, caplog):
-    caplog.set_level(logging.INFO, logger="queue_kit.dashboard")
     job_id = await add_job(engine, "email.send")
     await fail(engine, job_id)
     answer = await press(ada, f"/jobs/{job_id}", f"/jobs/{job_id}/retry")

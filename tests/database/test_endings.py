@@ -4,11 +4,10 @@ import asyncio
 import contextlib
 
 import pytest
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from queue_kit import JobState, NewJob, QueueWorker, add_job, add_jobs
-from tests.database.running import lapse, raw
+from tests.database.running import lapse, locked, raw
 from tests.support import ADD_EFFECT, Recorder, effects, make_effects, row_of, until
 
 REFUSE = {
@@ -53,18 +52,17 @@ def committing() -> bool:
 
 async def test_a_commit_that_waits_too_long_for_its_locked_row_is_a_failed_try(pg_engine):
     await make_effects(pg_engine)
-    locked, hook = asyncio.Event(), Recorder()
+    write_now, hook = asyncio.Event(), Recorder()
 
     async def write(event, session, job):
         await session.execute(ADD_EFFECT, {"job_id": job.id})
-        await locked.wait()
+        await write_now.wait()
 
     job_id = await add_job(pg_engine, "write", max_retry_count=1)
     async with QueueWorker(pg_engine, {"write": write}, lease=3, hooks=[hook]):
         await until(lambda: hook.started)
-        async with pg_engine.begin() as other:
-            await other.execute(text("SELECT 1 FROM queue_kit_job WHERE id = :id FOR UPDATE"), {"id": job_id})
-            locked.set()
+        async with locked(pg_engine, job_id):
+            write_now.set()
             await until(committing)
             await until(lambda: not committing())  # its budget is a third of the lease
         await until(lambda: hook.settled)
@@ -77,19 +75,18 @@ async def test_a_commit_that_waits_too_long_for_its_locked_row_is_a_failed_try(p
 async def test_a_commit_that_is_under_way_when_a_stop_is_over_keeps_no_connection_from_the_next_worker(pg_engine):
     await make_effects(pg_engine)
     engine = create_async_engine(pg_engine.url, pool_size=3, max_overflow=0)  # of which handlers have one
-    locked, hook = asyncio.Event(), Recorder()
+    write_now, hook = asyncio.Event(), Recorder()
 
     async def write(event, session, job):
         await session.execute(ADD_EFFECT, {"job_id": job.id})
-        await locked.wait()
+        await write_now.wait()
 
     job_id = await add_job(engine, "write")
     first = QueueWorker(engine, {"write": write}, grace=0.1, cancel_grace=0.1, hooks=[hook])
     await first.start()
     await until(lambda: hook.started)
-    async with pg_engine.begin() as other:
-        await other.execute(text("SELECT 1 FROM queue_kit_job WHERE id = :id FOR UPDATE"), {"id": job_id})
-        locked.set()
+    async with locked(pg_engine, job_id):
+        write_now.set()
         await until(committing)
         await first.stop()
         await until(lambda: not committing())

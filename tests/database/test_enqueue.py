@@ -14,8 +14,8 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from sqlalchemy import bindparam, event, text
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy import bindparam, text
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from queue_kit import (
@@ -37,12 +37,9 @@ from queue_kit import (
 )
 from queue_kit._dialect.columns import UtcDateTime
 from tests.database.clock import WAYS, database_now, lease, reach, rows
+from tests.database.running import nothing, statements
 from tests.proxy import through_proxy
 from tests.support import Recorder, count_jobs, row_of, until
-
-
-async def nothing(event, session, job):
-    """A handler that completes at once."""
 
 
 @dataclass
@@ -267,22 +264,6 @@ async def test_c6_every_way_in_is_undone_by_the_callers_rollback(engine):
         assert await count_jobs(engine) == 0, way_in
 
 
-async def test_every_way_in_wakes_a_worker_on_postgresql(pg_engine, jobs):
-    jobs.add("in", nothing)
-    other = create_async_engine(pg_engine.url)
-    # The poll alone would take ten minutes.
-    async with QueueWorker(pg_engine, jobs, poll_interval=600):
-        for count, way_in in enumerate(WAYS_IN, 1):
-            async with AsyncSession(other) as session, session.begin():
-                await way_in(session, None)
-            await until(lambda count=count: _completed(pg_engine, count), seconds=10)
-    await other.dispose()
-
-
-async def _completed(engine: AsyncEngine, count: int) -> bool:
-    return await count_jobs(engine, JobRow.status == 2) == count
-
-
 async def test_the_statement_works_in_a_sync_session_and_on_a_connection(engine):
     def insert(sync: Any) -> Any:
         return sync.execute(insert_jobs([NewJob("a", {"x": 1}), NewJob("a", unique_key="k")])).all()
@@ -457,7 +438,7 @@ async def test_a_wrong_payload_is_refused_by_its_handler(engine, jobs):
     async def send(event, session, job: Job[Email]):
         pass
 
-    with statements(engine) as seen:
+    with statements() as seen:
         for wrong, path in (({"to": 7}, "$.to"), ({}, "$.to"), (None, "$.to"), ("text", "$"), ([], "$")):
             with pytest.raises(InvalidJob) as refused:
                 await send.add(engine, wrong)
@@ -469,21 +450,6 @@ async def test_a_wrong_payload_is_refused_by_its_handler(engine, jobs):
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def statements(engine: AsyncEngine):
-    """What is sent to the database meanwhile."""
-    seen: list[str] = []
-
-    def sent(connection, cursor, statement, *_) -> None:
-        seen.append(statement)
-
-    event.listen(engine.sync_engine, "before_cursor_execute", sent)
-    try:
-        yield seen
-    finally:
-        event.remove(engine.sync_engine, "before_cursor_execute", sent)
 
 
 def nested(levels: int) -> Any:
@@ -560,7 +526,7 @@ def applies(way, arguments) -> bool:
 async def test_what_must_not_be_stored_is_refused_before_the_database_is_touched(engine, way):
     found = {}
     cases = {case: bad for case, bad in BAD.items() if applies(way, bad[1])}
-    with statements(engine) as seen:
+    with statements() as seen:
         for case, (_field, arguments) in cases.items():
             try:
                 await way(engine, **arguments)

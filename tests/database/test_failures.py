@@ -84,15 +84,11 @@ async def test_a_record_that_somebody_spoiled_is_a_group_of_its_own(engine, erro
     assert (group.name, group.count, group.last_job_id) == ("a", 1, job_id)
 
 
-async def test_text_that_is_no_json_spoils_nothing_on_sqlite(sqlite_path):
-    from queue_kit import sqlite_engine
-
-    engine = sqlite_engine(sqlite_path)
-    await job_in(engine, "failed")
-    await raw(engine, "UPDATE queue_kit_job SET errors = '[{'")
-    (group,) = await failure_groups(engine)
+async def test_text_that_is_no_json_spoils_nothing_on_sqlite(embedded_engine):
+    await job_in(embedded_engine, "failed")
+    await raw(embedded_engine, "UPDATE queue_kit_job SET errors = '[{'")
+    (group,) = await failure_groups(embedded_engine)
     assert group.message == ""
-    await engine.dispose()
 
 
 async def test_only_so_many_of_the_last_failures_are_looked_at(engine, monkeypatch):

@@ -20,7 +20,7 @@ async def test_a_worker_shows_with_what_it_runs(engine, way):
     ids = [await add_job(engine, "b"), await add_job(engine, "a", priority=1)]
     await lease(engine, await add_job(engine, "a"))  # by somebody unknown
     await add_job(engine, "c")
-    async with QueueWorker(engine, {"a": gate.__call__, "b": gate.__call__}, parallel_count=2, listen=False) as worker:
+    async with QueueWorker(engine, {"a": gate, "b": gate}, parallel_count=2, listen=False) as worker:
         await until(lambda: len(gate.running) == 2)
         async with reach(engine, way) as db:
             (info,) = await list_workers(db)
@@ -35,7 +35,7 @@ async def test_a_worker_shows_with_what_it_runs(engine, way):
 
 
 async def test_a_worker_that_is_silent_is_not_alive(engine):
-    async with QueueWorker(engine, {"a": Gate().__call__}, listen=False):
+    async with QueueWorker(engine, {"a": Gate()}, listen=False):
         assert len(await list_workers(engine)) == 1
         silent = {"seen_at": await database_now(engine) - timedelta(seconds=60)}
         async with engine.begin() as connection:
@@ -48,7 +48,7 @@ async def test_only_the_head_of_the_order_is_looked_at(engine, monkeypatch):
     gate = Gate()
     await add_job(engine, "a")
     await add_job(engine, "a")
-    async with QueueWorker(engine, {"a": gate.__call__}, parallel_count=2, listen=False):
+    async with QueueWorker(engine, {"a": gate}, parallel_count=2, listen=False):
         await until(lambda: len(gate.running) == 2)
         (info,) = await list_workers(engine)
         gate.open.set()

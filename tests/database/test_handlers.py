@@ -26,6 +26,7 @@ from queue_kit import (
     add_jobs,
     in_thread,
     register_cron_jobs,
+    sqlite_engine,
 )
 from tests.database.clock import database_now, far, make_due, rows
 from tests.support import Recorder, change, row_of
@@ -241,8 +242,6 @@ def test_include_takes_none_when_a_name_is_taken(jobs):
 
 @pytest.mark.parametrize("wrong", [[nothing], nothing, None, {"": nothing}, {"a": sync_function}, {"a": None}])
 def test_a_worker_refuses_what_is_no_mapping_of_names_to_handlers(sqlite_path, wrong):
-    from queue_kit import sqlite_engine
-
     with pytest.raises(ConfigurationError):
         QueueWorker(sqlite_engine(sqlite_path), wrong)
 

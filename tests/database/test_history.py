@@ -28,14 +28,10 @@ from queue_kit._statements.vocabulary import as_batch
 from queue_kit.job import NewJob
 from queue_kit.models import HistoryRow
 from tests.database.clock import WAYS, database_now, reach
-from tests.database.running import raw, worker_rows
+from tests.database.running import nothing, raw, worker_rows
 from tests.support import Recorder, until
 
 VERDICTS = ("completed", "retried", "failed", "snoozed", "cancelled", "released", "lost")
-
-
-async def nothing(event: Any, session: Any, job: Any) -> None:
-    """A handler that completes at once."""
 
 
 async def stored(engine: AsyncEngine) -> list[HistoryRow]:
@@ -87,25 +83,15 @@ async def test_a_stopped_worker_has_written_what_its_runs_came_to(engine):
 
 
 async def test_many_workers_add_up_in_one_row_a_minute_and_name(engine):
-    workers = [QueueWorker(engine, {"a": nothing, "b": nothing}, listen=False) for _ in range(3)]
+    hook = Recorder()
+    workers = [QueueWorker(engine, {"a": nothing, "b": nothing}, listen=False, hooks=[hook]) for _ in range(3)]
     await add_jobs(engine, [NewJob(name) for name in "ab" for _ in range(30)])
-    hooks = Recorder()
-    uninstall = _installed(hooks)
-    try:
-        async with workers[0], workers[1], workers[2]:
-            await until(lambda: len(hooks.settled) == 60)
-            await asyncio.gather(*(worker.stop() for worker in workers))
-    finally:
-        uninstall()
+    async with workers[0], workers[1], workers[2]:
+        await until(lambda: len(hook.settled) == 60)
+        await asyncio.gather(*(worker.stop() for worker in workers))
     rows = await stored(engine)
     assert {name: sum(row.completed for row in rows if row.name == name) for name in "ab"} == {"a": 30, "b": 30}
     assert len(rows) <= 4  # two names, and the minute may have changed
-
-
-def _installed(hook: Recorder) -> Any:
-    from queue_kit import install_hooks
-
-    return install_hooks(hook)
 
 
 async def test_a_worker_writes_each_minute_while_it_goes_on(engine, monkeypatch):

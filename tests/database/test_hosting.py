@@ -71,7 +71,7 @@ async def test_a_poll_finds_what_nothing_announced(engine, database_url):
     hook, gate = Recorder(), Gate()
     gate.open.set()
     elsewhere = engine_for(database_url)
-    async with QueueWorker(engine, {"work": gate.__call__}, listen=False, poll_interval=0.05, hooks=[hook]):
+    async with QueueWorker(engine, {"work": gate}, listen=False, poll_interval=0.05, hooks=[hook]):
         for number in range(1, 3):
             await raw(elsewhere, "INSERT INTO queue_kit_job (name) VALUES ('work')")
             await until(lambda number=number: len(hook.settled) == number)
@@ -80,7 +80,7 @@ async def test_a_poll_finds_what_nothing_announced(engine, database_url):
 
 async def test_two_workers_of_one_process_start_and_stop_apart(engine):
     gate, hooks = Gate(), (Recorder(), Recorder())
-    one, two = (QueueWorker(engine, {"work": gate.__call__}, hooks=[hook], poll_interval=0.05) for hook in hooks)
+    one, two = (QueueWorker(engine, {"work": gate}, hooks=[hook], poll_interval=0.05) for hook in hooks)
     await add_jobs(engine, [NewJob("work")] * 2)
     async with two:
         async with one:
@@ -100,7 +100,7 @@ async def test_two_workers_of_one_process_start_and_stop_apart(engine):
 
 
 async def test_the_row_tells_who_runs_what_and_is_gone_after_stop(engine):
-    names = {name: Gate().__call__ for name in "cab"}
+    names = {name: Gate() for name in "cab"}
     async with QueueWorker(engine, names, excluded_names=["a"]) as worker:
         (row,) = await worker_rows(engine)
         assert (row.id, row.names, row.host, row.pid) == (worker.id, ["b", "c"], socket.gethostname(), os.getpid())
@@ -117,7 +117,7 @@ async def test_the_row_is_kept_up_to_date_and_comes_back_when_somebody_deletes_i
         rows = await worker_rows(engine)
         return [(row.id, row.running) for row in rows if row.seen_at > since] == [(worker.id, running)]
 
-    async with QueueWorker(engine, {"work": gate.__call__}, parallel_count=2, lease=0.5) as worker:
+    async with QueueWorker(engine, {"work": gate}, parallel_count=2, lease=0.5) as worker:
         await until(lambda: len(gate.running) == 2)
         now = await database_now(engine)
         await until(lambda: tells(2, since=now))
@@ -181,7 +181,7 @@ async def test_drain_retries_what_is_due_at_once(engine):
 async def test_drain_refuses_on_a_started_worker_which_goes_on(engine):
     hook, gate = Recorder(), Gate()
     gate.open.set()
-    async with QueueWorker(engine, {"work": gate.__call__}, hooks=[hook]) as worker:
+    async with QueueWorker(engine, {"work": gate}, hooks=[hook]) as worker:
         with pytest.raises(ConfigurationError, match="not started"):
             await worker.drain()
         await add_job(engine, "work")
@@ -192,7 +192,7 @@ async def test_a_cancelled_drain_stops_what_it_started(engine):
     gate = Gate()
     before = asyncio.all_tasks()
     await add_job(engine, "work")
-    draining = asyncio.create_task(QueueWorker(engine, {"work": gate.__call__}, grace=0.1).drain())
+    draining = asyncio.create_task(QueueWorker(engine, {"work": gate}, grace=0.1).drain())
     await until(lambda: gate.running)
     draining.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -205,7 +205,7 @@ async def test_a_drain_that_is_cancelled_again_while_it_stops_comes_to_its_end(e
     hook, gate = Recorder(), Gate()
     before = asyncio.all_tasks()
     await add_job(engine, "work")
-    worker = QueueWorker(engine, {"work": gate.__call__}, grace=0.5, hooks=[hook])
+    worker = QueueWorker(engine, {"work": gate}, grace=0.5, hooks=[hook])
     draining = asyncio.create_task(worker.drain())
     await until(lambda: gate.running)
     draining.cancel()
@@ -236,7 +236,7 @@ async def a_hook_fails(engine, go_on):
 async def handlers_raise_what_would_end_a_program(engine, go_on):
     await add_jobs(engine, [NewJob(error) for error in ENDS])
     await go_on()
-    await until(lambda: all_failed(engine))
+    await until(lambda: all_ended(engine))
 
 
 async def the_tables_are_away_for_a_while(engine, go_on):
@@ -250,7 +250,7 @@ async def the_engine_is_disposed(engine, go_on):
     await go_on()
 
 
-async def all_failed(engine: AsyncEngine) -> bool:
+async def all_ended(engine: AsyncEngine) -> bool:
     ((left,),) = await raw(engine, "SELECT count(*) FROM queue_kit_job WHERE status < 2")
     return left == 0
 
@@ -300,7 +300,7 @@ async def test_whatever_happens_to_a_worker_its_host_goes_on_and_so_does_the_wor
 async def test_a_worker_outlives_the_task_that_started_it(engine):
     hook, gate = Recorder(), Gate()
     gate.open.set()
-    worker = QueueWorker(engine, {"work": gate.__call__}, hooks=[hook])
+    worker = QueueWorker(engine, {"work": gate}, hooks=[hook])
     async with asyncio.TaskGroup() as host:
         host.create_task(worker.start())
     await add_job(engine, "work")
@@ -313,7 +313,7 @@ async def test_a_host_whose_task_group_fails_stops_its_worker_first(engine):
     job_id = await add_job(engine, "work")
 
     async def host() -> None:
-        async with QueueWorker(engine, {"work": gate.__call__}, grace=0.1):
+        async with QueueWorker(engine, {"work": gate}, grace=0.1):
             await asyncio.Event().wait()
 
     async def neighbour() -> None:

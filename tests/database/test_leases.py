@@ -3,11 +3,11 @@ lapse, and never in the way of others while somebody has a row locked."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
-from sqlalchemy import Engine, delete, event, func, select, text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy import delete, text
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from queue_kit import (
     Cancelled,
@@ -23,35 +23,16 @@ from queue_kit import (
     add_jobs,
     cancel_job,
 )
-from queue_kit.models import JOBS, WORKERS
 from tests.database.clock import database_now, lease
-from tests.database.running import Gate, Refusing, worker_rows
+from tests.database.running import Gate, Refusing, claims, locked, raw, statements, worker_rows
 from tests.support import ADD_EFFECT, Recorder, count_jobs, effects, make_effects, move, row_of, until
 
 SHORT = 1.0
 
 
-class Statements:
-    """What is sent to a database."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def __call__(self, _connection, _cursor, statement, *_) -> None:
-        self.texts.append(" ".join(statement.split()))
-
-    def renewals(self) -> list[str]:
-        """Everything that writes a lease, but claims."""
-        return [each for each in self.texts if "SET lease_until" in each and "claim_no=(" not in each]
-
-
-@pytest.fixture
-def sent() -> Iterator[Statements]:
-    """The statements of every engine in this process; a worker's own is private."""
-    statements = Statements()
-    event.listen(Engine, "before_cursor_execute", statements)
-    yield statements
-    event.remove(Engine, "before_cursor_execute", statements)
+def renewals(sent: list[str]) -> list[str]:
+    """Every statement that writes a lease, but claims."""
+    return [each for each in sent if "SET lease_until" in each and each not in claims(sent)]
 
 
 # --- renewal ----------------------------------------------------------------------------------------------------------
@@ -61,8 +42,8 @@ async def test_a_handler_may_run_for_many_leases_on_a_single_claim(engine):
     gate, hook = Gate(), Recorder()
     ids = await add_jobs(engine, [NewJob("long")] * 3)
     first = (await database_now(engine)).timestamp()
-    worker = QueueWorker(engine, {"long": gate.__call__}, parallel_count=3, lease=SHORT, hooks=[hook])
-    other = QueueWorker(engine, {"long": gate.__call__}, parallel_count=3, poll_interval=0.05)
+    worker = QueueWorker(engine, {"long": gate}, parallel_count=3, lease=SHORT, hooks=[hook])
+    other = QueueWorker(engine, {"long": gate}, parallel_count=3, poll_interval=0.05)
     async with worker, other:
         await until(lambda: len(gate.running) == 3)
 
@@ -82,34 +63,35 @@ async def test_a_handler_may_run_for_many_leases_on_a_single_claim(engine):
     assert [(row.claim_no, row.lost, row.retry_count) for row in rows] == [(1, 0, 0)] * 3
 
 
-async def test_one_statement_renews_all_jobs_of_a_worker(engine, sent):
+async def test_one_statement_renews_all_jobs_of_a_worker(engine):
     gate = Gate()
     ids = await add_jobs(engine, [NewJob("long")] * 5)
-    async with QueueWorker(engine, {"long": gate.__call__}, parallel_count=5, lease=SHORT):
+    async with QueueWorker(engine, {"long": gate}, parallel_count=5, lease=SHORT):
         await until(lambda: len(gate.running) == 5)
         before = {job_id: (await row_of(engine, job_id)).lease_until for job_id in ids}
-        sent.texts.clear()
 
         async def all_renewed() -> bool:
             return all([(await row_of(engine, job_id)).lease_until > before[job_id] for job_id in ids])
 
-        await until(all_renewed)
-        renewals = len(sent.renewals())
+        with statements() as sent:
+            await until(all_renewed)
         leases = {(await row_of(engine, job_id)).lease_until for job_id in ids}
         gate.open.set()
-    assert renewals <= 2  # a round may have passed between the look at the rows and the count
+    assert len(renewals(sent)) <= 2  # a round may have passed between the look at the rows and the count
     assert max(leases) - min(leases) < max(leases) - max(before.values())
 
 
-async def test_an_idle_worker_renews_nothing(engine, sent):
-    async with QueueWorker(engine, {"long": Gate().__call__}, lease=0.1) as worker:
-        seen = (await worker_row(engine, worker.id)).seen_at
+async def test_an_idle_worker_renews_nothing(engine):
+    with statements() as sent:
+        async with QueueWorker(engine, {"long": Gate()}, lease=0.1):
+            (before,) = await worker_rows(engine)
 
-        async def seen_again() -> bool:
-            return (await worker_row(engine, worker.id)).seen_at > seen
+            async def seen_again() -> bool:
+                (row,) = await worker_rows(engine)
+                return row.seen_at > before.seen_at
 
-        await until(seen_again)
-    assert sent.renewals() == []
+            await until(seen_again)
+    assert renewals(sent) == []
 
 
 async def test_cancelling_is_read_back_by_the_renewal_when_nobody_listens(engine):
@@ -164,7 +146,7 @@ async def test_a_lost_lease_aborts_the_handler_and_rolls_its_writes_back(engine)
 async def test_a_row_deleted_under_its_run_is_a_lost_lease_and_harms_nobody(engine):
     gate, hook = Gate(), Recorder()
     gone, stays = await add_jobs(engine, [NewJob("long")] * 2)
-    async with QueueWorker(engine, {"long": gate.__call__}, parallel_count=2, lease=SHORT, hooks=[hook]):
+    async with QueueWorker(engine, {"long": gate}, parallel_count=2, lease=SHORT, hooks=[hook]):
         await until(lambda: len(gate.running) == 2)
         async with engine.begin() as connection:
             await connection.execute(delete(JobRow).where(JobRow.id == gone))
@@ -198,7 +180,7 @@ async def test_a_worker_never_claims_a_job_that_it_still_runs_though_its_row_has
 
     job_id = await add_job(engine, "long")
     hook = Recorder()
-    handlers = {"long": gate.__call__, "other": other}
+    handlers = {"long": gate, "other": other}
     options = {"parallel_count": 2, "poll_interval": 0.05, "listen": False}
     async with QueueWorker(engine, handlers, hooks=[hook], **options):
         await until(lambda: gate.running)
@@ -274,24 +256,14 @@ async def test_a_lapsed_job_is_taken_by_another_worker_and_the_first_writes_noth
     assert (row.state, row.lost, row.claim_no, row.retry_count) == (JobState.completed, 1, 2, 0)
 
 
-async def worker_row(engine: AsyncEngine, worker_id: object):
-    async with engine.connect() as connection:
-        return (await connection.execute(select(WORKERS).where(WORKERS.c.id == worker_id))).one_or_none()
-
-
 async def test_deleting_every_row_of_the_workers_table_harms_nothing_and_they_come_back(engine):
     gate, hook = Gate(), Recorder()
     job_id = await add_job(engine, "long")
-    async with QueueWorker(engine, {"long": gate.__call__}, lease=SHORT, hooks=[hook]) as worker:
+    async with QueueWorker(engine, {"long": gate}, lease=SHORT, hooks=[hook]):
         await until(lambda: gate.running)
-        before = await worker_row(engine, worker.id)
-        async with engine.begin() as connection:
-            await connection.execute(delete(WORKERS))
-
-        async def is_back():
-            return await worker_row(engine, worker.id)
-
-        after = await until(is_back)
+        (before,) = await worker_rows(engine)
+        await raw(engine, "DELETE FROM queue_kit_worker")
+        (after,) = await until(lambda: worker_rows(engine))
         assert (after.id, after.pid, after.names, after.label) == (before.id, before.pid, before.names, before.label)
         gate.open.set()
         await until(lambda: hook.settled)
@@ -300,25 +272,16 @@ async def test_deleting_every_row_of_the_workers_table_harms_nothing_and_they_co
     assert hook.verdicts == ["completed", "completed"]
     for each in (job_id, later):
         assert ((await row_of(engine, each)).claim_no, (await row_of(engine, each)).lost) == (1, 0)
-    async with engine.connect() as connection:
-        assert (await connection.execute(select(func.count()).select_from(WORKERS))).scalar_one() == 0
+    assert await worker_rows(engine) == []
 
 
 # --- rows that somebody has locked (PostgreSQL: on SQLite a lock is on the whole file) --------------------------------
 
 
-@contextlib.asynccontextmanager
-async def locked(engine: AsyncEngine, job_id: int) -> AsyncIterator[AsyncConnection]:
-    """Somebody holds a job's row locked."""
-    async with engine.connect() as connection, connection.begin():
-        await connection.execute(select(JOBS.c.id).where(JOBS.c.id == job_id).with_for_update())
-        yield connection
-
-
 async def test_d7_a_job_whose_row_is_locked_keeps_its_lease_and_so_do_its_neighbours(pg_engine):
     gate, hook = Gate(), Recorder()
     first, second = await add_jobs(pg_engine, [NewJob("long")] * 2)
-    async with QueueWorker(pg_engine, {"long": gate.__call__}, parallel_count=2, lease=SHORT, hooks=[hook]):
+    async with QueueWorker(pg_engine, {"long": gate}, parallel_count=2, lease=SHORT, hooks=[hook]):
         await until(lambda: len(gate.running) == 2)
         async with locked(pg_engine, first):
 
@@ -361,7 +324,7 @@ async def test_d7_an_ending_whose_row_is_locked_waits_and_the_others_do_not(pg_e
 async def test_a_lock_on_the_workers_row_ends_no_run(pg_engine):
     gate, hook = Gate(), Recorder()
     job_id = await add_job(pg_engine, "long")
-    async with QueueWorker(pg_engine, {"long": gate.__call__}, lease=1, hooks=[hook]) as worker:
+    async with QueueWorker(pg_engine, {"long": gate}, lease=1, hooks=[hook]) as worker:
         await until(lambda: gate.running)
         async with pg_engine.connect() as other, other.begin():
             await other.execute(text("DELETE FROM queue_kit_worker"))
@@ -376,10 +339,6 @@ async def test_a_lock_on_the_workers_row_ends_no_run(pg_engine):
             assert worker.healthy
         gate.open.set()
         await until(lambda: hook.settled)
-
-        async def row_is_back() -> bool:
-            return bool(await worker_rows(pg_engine))
-
-        await until(row_is_back)
+        await until(lambda: worker_rows(pg_engine))
     assert hook.verdicts == ["completed"]
     assert "database_down" not in hook.states

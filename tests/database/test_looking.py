@@ -197,7 +197,7 @@ async def test_waiting_names_that_no_live_worker_runs_are_unhandled(engine):
     for state in ("failed", "completed", "cancelled"):
         await job_in(engine, state, name="closed")
     gate = Gate()
-    handlers = dict.fromkeys(("known", "excluded"), gate.__call__)
+    handlers = dict.fromkeys(("known", "excluded"), gate)
     async with QueueWorker(engine, handlers, excluded_names=["excluded"]):
         await until(lambda: gate.running)
         assert (await queue_insights(engine)).unhandled_names == ("excluded", "later", "z")
@@ -239,8 +239,7 @@ async def test_lists_are_filtered_by_unique_key_and_by_cron_entry(engine, way):
             await list_jobs(engine, **filters)
 
 
-@pytest.mark.parametrize("way", WAYS)
-async def test_lists_are_bounded_by_times_of_creation(engine, way, monkeypatch):
+async def test_lists_are_bounded_by_times_of_creation(engine, monkeypatch):
     monkeypatch.setattr(operate, "OUT_OF_ORDER", 1)
     ids = [await add_job(engine, "a") for _ in range(40)]
     now = await database_now(engine)
@@ -252,7 +251,7 @@ async def test_lists_are_bounded_by_times_of_creation(engine, way, monkeypatch):
         await connection.execute(delete(JobRow.__table__).where(JobRow.id.in_(ids[10:17]) | (JobRow.id == ids[20])))
     kept = [job_id for job_id in reversed(ids) if job_id not in {*ids[10:17], ids[20]}]
     times = [None, *(at[ids[number]] + timedelta(seconds=by) for number in (0, 5, 12, 20, 39) for by in (-1, 0, 1))]
-    async with reach(engine, way) as db:
+    async with engine.connect() as db:
         for after in times:
             for before in times:
                 found = await list_jobs(db, created_after=after, created_before=before)

@@ -27,15 +27,11 @@ from queue_kit import (
 )
 from queue_kit.models import WORKERS
 from tests.database.clock import age, database_now, far, make_due, occurrence, rows
-from tests.database.running import STATES, in_every_state, job_in
+from tests.database.running import STATES, in_every_state, job_in, nothing
 from tests.support import change, row_of
 
 CLEANUP, INSIGHTS = "queue_kit.queue.cleanup", "queue_kit.queue.insights"
 COMPLETE = ("completed", "failed", "cancelled")
-
-
-async def nothing(event: Any, session: Any, job: Any) -> None:
-    """A handler that completes at once."""
 
 
 async def clean(engine: AsyncEngine, **options: Any) -> JobRow:

@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 
 from queue_kit import ConfigurationError, SchemaMismatch, _revisions, migrate
 from tests.conftest import engine_for
+from tests.database.running import raw
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 OURS = {f"queue_kit_{name}" for name in ("job", "cron", "worker", "history", "schema", "alembic_version")}
 FUTURE = "2999-01-01 00:00:00.000000"
-
-
-@pytest.fixture
-async def empty(empty_database_url: str) -> AsyncIterator[AsyncEngine]:
-    """An engine on a database without any table."""
-    engine = engine_for(empty_database_url)
-    yield engine
-    await engine.dispose()
 
 
 async def tables(engine: AsyncEngine) -> set[str]:
@@ -44,12 +37,6 @@ async def tables(engine: AsyncEngine) -> set[str]:
 async def check(engine: AsyncEngine) -> None:
     async with engine.connect() as connection:
         await migrate.check_schema(connection)
-
-
-async def execute(engine: AsyncEngine, statement: str, **values: Any) -> Any:
-    async with engine.begin() as connection:
-        result = await connection.execute(text(statement), values)
-        return result.all() if result.returns_rows else None
 
 
 def run(*command: str | Path, url: str, cwd: Path, status: int = 0) -> str:
@@ -63,14 +50,14 @@ def run(*command: str | Path, url: str, cwd: Path, status: int = 0) -> str:
 # --- from code --------------------------------------------------------------------------------------------------------
 
 
-async def test_what_is_no_engine_and_no_connection_is_refused_by_its_name(empty):
-    async with empty.connect() as connection, AsyncSession(empty) as session:
-        for wrong in ("sqlite:///app.db", empty.sync_engine, connection, session, None):
+async def test_what_is_no_engine_and_no_connection_is_refused_by_its_name(empty_engine):
+    async with empty_engine.connect() as connection, AsyncSession(empty_engine) as session:
+        for wrong in ("sqlite:///app.db", empty_engine.sync_engine, connection, session, None):
             named = rf"^engine must be an AsyncEngine, not {type(wrong).__name__}$"
             for call in (migrate.upgrade, migrate.downgrade, migrate.schema_version):
                 with pytest.raises(TypeError, match=named):
                     await call(wrong)
-    for wrong in (empty, empty.sync_engine, "sqlite:///app.db"):
+    for wrong in (empty_engine, empty_engine.sync_engine, "sqlite:///app.db"):
         for extra in (None, "files"):
             with pytest.raises(
                 TypeError, match=rf"^connection must be an AsyncConnection, not {type(wrong).__name__}$"
@@ -78,16 +65,16 @@ async def test_what_is_no_engine_and_no_connection_is_refused_by_its_name(empty)
                 await migrate.check_schema(wrong, extra)
 
 
-async def test_upgrade_makes_what_a_worker_needs_and_a_second_one_changes_nothing(empty):
-    assert await migrate.schema_version(empty) is None
-    await migrate.upgrade(empty)
-    assert await tables(empty) == OURS
-    assert await migrate.schema_version(empty) == migrate.VERSION
-    await check(empty)
-    await execute(empty, "INSERT INTO queue_kit_job (name) VALUES ('kept')")
-    await migrate.upgrade(empty)
-    assert await execute(empty, "SELECT name FROM queue_kit_job") == [("kept",)]
-    assert await execute(empty, "SELECT version_num FROM queue_kit_alembic_version") == [(f"{migrate.VERSION:04d}",)]
+async def test_upgrade_makes_what_a_worker_needs_and_a_second_one_changes_nothing(empty_engine):
+    assert await migrate.schema_version(empty_engine) is None
+    await migrate.upgrade(empty_engine)
+    assert await tables(empty_engine) == OURS
+    assert await migrate.schema_version(empty_engine) == migrate.VERSION
+    await check(empty_engine)
+    await raw(empty_engine, "INSERT INTO queue_kit_job (name) VALUES ('kept')")
+    await migrate.upgrade(empty_engine)
+    assert await raw(empty_engine, "SELECT name FROM queue_kit_job") == [("kept",)]
+    assert await raw(empty_engine, "SELECT version_num FROM queue_kit_alembic_version") == [(f"{migrate.VERSION:04d}",)]
 
 
 async def test_downgrade_leaves_nothing_and_upgrade_comes_back(engine):
@@ -99,25 +86,25 @@ async def test_downgrade_leaves_nothing_and_upgrade_comes_back(engine):
 
 
 async def test_from_version_1_every_job_is_kept_and_every_index_is_built(engine):
-    await execute(engine, "INSERT INTO queue_kit_job (name, unique_key) VALUES ('kept', 'k')")
+    await raw(engine, "INSERT INTO queue_kit_job (name, unique_key) VALUES ('kept', 'k')")
     await migrate.downgrade(engine, to=1)
     assert await migrate.schema_version(engine) == 1
     assert await tables(engine) == OURS - {"queue_kit_history"}
     await migrate.upgrade(engine)
     assert await migrate.schema_version(engine) == 2
     assert await tables(engine) == OURS
-    assert await execute(engine, "SELECT name, unique_key FROM queue_kit_job") == [("kept", "k")]
+    assert await raw(engine, "SELECT name, unique_key FROM queue_kit_job") == [("kept", "k")]
     async with engine.connect() as connection:
         found = await connection.run_sync(lambda sync: inspect(sync).get_indexes("queue_kit_job"))
     new = {"queue_kit_job_key", "queue_kit_job_cron", "queue_kit_job_cancelled", "queue_kit_job_failed_name"}
     assert new <= {index["name"] for index in found}
 
 
-async def test_a_failed_migration_leaves_nothing_behind(empty):
-    await execute(empty, "CREATE TABLE queue_kit_schema (mine INTEGER)")
+async def test_a_failed_migration_leaves_nothing_behind(empty_engine):
+    await raw(empty_engine, "CREATE TABLE queue_kit_schema (mine INTEGER)")
     with pytest.raises(DBAPIError, match="already exists"):
-        await migrate.upgrade(empty)
-    assert await tables(empty) == {"queue_kit_schema"}
+        await migrate.upgrade(empty_engine)
+    assert await tables(empty_engine) == {"queue_kit_schema"}
 
 
 async def test_migrators_at_once_do_not_fight(empty_database_url):
@@ -154,7 +141,7 @@ async def test_two_processes_do_not_fight(empty_database_url, tmp_path):
     command = [sys.executable, "-m", "queue_kit", "migrate"]
     pipe = subprocess.PIPE
     running = [
-        subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True) for _ in range(3)
+        subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True) for _ in range(2)
     ]
     for process in running:
         output, errors = await asyncio.to_thread(process.communicate, timeout=60)
@@ -188,7 +175,7 @@ async def test_unknown_names_and_versions_are_refused(engine):
 
 
 async def test_a_newer_database_is_left_alone(engine):
-    await execute(engine, "UPDATE queue_kit_alembic_version SET version_num = '0003'")
+    await raw(engine, "UPDATE queue_kit_alembic_version SET version_num = '0003'")
     await migrate.upgrade(engine)
     with pytest.raises(ConfigurationError, match="at version 3"):
         await migrate.downgrade(engine)
@@ -197,10 +184,10 @@ async def test_a_newer_database_is_left_alone(engine):
 
 async def test_tables_that_were_dropped_by_hand_are_named_with_the_mend(engine):
     for table in OURS - {"queue_kit_alembic_version"}:
-        await execute(engine, f"DROP TABLE {table}")
+        await raw(engine, f"DROP TABLE {table}")
     with pytest.raises(ConfigurationError, match="drop it as well, then migrate again"):
         await migrate.upgrade(engine)
-    await execute(engine, "DROP TABLE queue_kit_alembic_version")
+    await raw(engine, "DROP TABLE queue_kit_alembic_version")
     await migrate.upgrade(engine)
     await check(engine)
 
@@ -209,14 +196,14 @@ async def test_the_tables_lie_where_the_connection_looks(postgres_url):
     settings = {"server_settings": {"search_path": "jobs"}}
     there, here = create_async_engine(postgres_url, connect_args=settings), create_async_engine(postgres_url)
     await migrate.downgrade(here)
-    await execute(here, "CREATE SCHEMA jobs")
+    await raw(here, "CREATE SCHEMA jobs")
     await migrate.upgrade(there)
     await check(there)
     with pytest.raises(SchemaMismatch):
         await check(here)
     # A trigger's functions are found by whoever inserts, wherever they look.
-    await execute(here, f"INSERT INTO jobs.queue_kit_job (name, scheduled_at) VALUES ('x', '{FUTURE}')")
-    assert await execute(here, "SELECT status FROM jobs.queue_kit_job") == [(0,)]
+    await raw(here, f"INSERT INTO jobs.queue_kit_job (name, scheduled_at) VALUES ('x', '{FUTURE}')")
+    assert await raw(here, "SELECT status FROM jobs.queue_kit_job") == [(0,)]
     await there.dispose()
     await here.dispose()
 
@@ -224,8 +211,8 @@ async def test_the_tables_lie_where_the_connection_looks(postgres_url):
 # --- which versions fit -----------------------------------------------------------------------------------------------
 
 
-async def test_missing_tables_are_named_and_the_transaction_goes_on(empty):
-    async with empty.begin() as connection:
+async def test_missing_tables_are_named_and_the_transaction_goes_on(empty_engine):
+    async with empty_engine.begin() as connection:
         with pytest.raises(SchemaMismatch) as caught:
             await migrate.check_schema(connection)
         assert await connection.scalar(text("SELECT 1")) == 1
@@ -246,14 +233,14 @@ async def test_missing_tables_are_named_and_the_transaction_goes_on(empty):
     ],
 )
 async def test_old_and_new_versions_overlap_as_far_as_the_schema_says(engine, version, compatible_from, problem):
-    await execute(engine, "DELETE FROM queue_kit_schema")
-    await execute(engine, f"INSERT INTO queue_kit_schema VALUES ({version}, {compatible_from})")
+    await raw(engine, "DELETE FROM queue_kit_schema")
+    await raw(engine, f"INSERT INTO queue_kit_schema VALUES ({version}, {compatible_from})")
     if problem is None:
-        return await check(engine)
-    with pytest.raises(SchemaMismatch, match=problem) as caught:
         await check(engine)
-    assert (caught.value.found, caught.value.needed) == (version, migrate.VERSION)
-    return None
+    else:
+        with pytest.raises(SchemaMismatch, match=problem) as caught:
+            await check(engine)
+        assert (caught.value.found, caught.value.needed) == (version, migrate.VERSION)
 
 
 # --- `alembic` in a checkout ------------------------------------------------------------------------------------------
@@ -265,25 +252,25 @@ class TestInACheckout:
     def alembic(*arguments: str, url: str, status: int = 0) -> str:
         return run(sys.executable, "-m", "alembic", *arguments, url=url, cwd=CHECKOUT, status=status)
 
-    async def test_upgrade_check_and_downgrade(self, empty, empty_database_url):
-        await execute(empty, "CREATE TABLE somebody_elses (id INTEGER)")
-        self.alembic("upgrade", "head", url=empty_database_url)
-        await check(empty)
-        await migrate.upgrade(empty)
+    async def test_upgrade_check_and_downgrade(self, empty_engine, empty_database_url):
+        await raw(empty_engine, "CREATE TABLE somebody_elses (id INTEGER)")
+        await migrate.upgrade(empty_engine)
         assert "No new upgrade operations detected" in self.alembic("check", url=empty_database_url)
         self.alembic("downgrade", "base", url=empty_database_url)
-        assert await tables(empty) == {"somebody_elses", "queue_kit_alembic_version"}
-        await migrate.upgrade(empty)
-        assert "0002 (head)" in self.alembic("current", url=empty_database_url)
+        assert await tables(empty_engine) == {"somebody_elses", "queue_kit_alembic_version"}
+        self.alembic("upgrade", "head", url=empty_database_url)
+        await check(empty_engine)
+        await migrate.upgrade(empty_engine)
+        assert await tables(empty_engine) == OURS | {"somebody_elses"}
 
     async def test_the_plain_forms_of_a_url_do(self, tmp_path):
         self.alembic("upgrade", "head", url=f"sqlite:///{tmp_path / 'plain.db'}")
         assert "CREATE TABLE queue_kit_job" in self.alembic("upgrade", "head", "--sql", url="postgres://u@h/d")
 
-    async def test_two_at_once_do_not_fight(self, empty, empty_database_url):
+    async def test_two_at_once_do_not_fight(self, empty_engine, empty_database_url):
         upgrade = asyncio.to_thread(self.alembic, "upgrade", "head", url=empty_database_url)
-        await asyncio.gather(upgrade, migrate.upgrade(empty))
-        await check(empty)
+        await asyncio.gather(upgrade, migrate.upgrade(empty_engine))
+        await check(empty_engine)
 
     def test_the_folder_never_becomes_a_package(self):
         found = [path.name for path in (CHECKOUT / "alembic").rglob("__init__.py")]
@@ -388,44 +375,44 @@ def application(tmp_path: Path, empty_database_url: str) -> Callable[..., str]:
 DELETE_JOBS = "DELETE FROM queue_kit_job"
 
 
-async def test_the_tables_live_in_an_applications_history(application, empty):
+async def test_the_tables_live_in_an_applications_history(application, empty_engine):
     application("upgrade", "head")
-    await check(empty)
-    assert await execute(empty, "SELECT name FROM queue_kit_job") == [("from.a.migration",)]
+    await check(empty_engine)
+    assert await raw(empty_engine, "SELECT name FROM queue_kit_job") == [("from.a.migration",)]
     assert "No new upgrade operations detected" in application("check")
-    await migrate.upgrade(empty)
-    await execute(empty, DELETE_JOBS)  # it would not be lost silently
+    await migrate.upgrade(empty_engine)
+    await raw(empty_engine, DELETE_JOBS)  # it would not be lost silently
     application("downgrade", "a1")
-    assert await tables(empty) == {"orders", "alembic_version"}
+    assert await tables(empty_engine) == {"orders", "alembic_version"}
     application("upgrade", "head")
-    await check(empty)
+    await check(empty_engine)
 
 
-async def test_a_history_takes_over_what_was_migrated_before(application, empty):
-    await migrate.upgrade(empty)
+async def test_a_history_takes_over_what_was_migrated_before(application, empty_engine):
+    await migrate.upgrade(empty_engine)
     application("upgrade", "head")
-    assert await execute(empty, "SELECT count(*) FROM queue_kit_schema") == [(2,)]
-    await execute(empty, DELETE_JOBS)
+    assert await raw(empty_engine, "SELECT count(*) FROM queue_kit_schema") == [(2,)]
+    await raw(empty_engine, DELETE_JOBS)
     application("downgrade", "base")
-    assert await tables(empty) == {"alembic_version"}
+    assert await tables(empty_engine) == {"alembic_version"}
 
 
-async def test_a_history_starts_after_alembic_left_an_empty_version_table(application, empty):
-    async with empty.begin() as connection:
+async def test_a_history_starts_after_alembic_left_an_empty_version_table(application, empty_engine):
+    async with empty_engine.begin() as connection:
         await connection.run_sync(migrate.metadata.tables["queue_kit_alembic_version"].create)
     application("upgrade", "head")
-    await check(empty)
+    await check(empty_engine)
 
 
-async def test_a_history_as_sql(application, empty, empty_database_url):
+async def test_a_history_as_sql(application, empty_engine, empty_database_url):
     up = application("upgrade", "head", "--sql")
     await run_script(empty_database_url, up)
-    await check(empty)
-    assert await execute(empty, "SELECT version_num FROM queue_kit_alembic_version") == [(f"{migrate.VERSION:04d}",)]
-    await migrate.upgrade(empty)
+    await check(empty_engine)
+    assert await raw(empty_engine, "SELECT version_num FROM queue_kit_alembic_version") == [(f"{migrate.VERSION:04d}",)]
+    await migrate.upgrade(empty_engine)
     assert "No new upgrade operations detected" in application("check")
     await run_script(empty_database_url, application("downgrade", "a2:a1", "--sql"))
-    assert await tables(empty) == {"orders", "alembic_version"}
+    assert await tables(empty_engine) == {"orders", "alembic_version"}
 
 
 async def run_script(url: str, script: str) -> None:
@@ -462,24 +449,24 @@ async def test_in_a_revision_unknown_versions_and_a_missing_start_are_refused(en
 
 
 async def test_a_plain_insert_is_a_complete_job(engine):
-    await execute(engine, "INSERT INTO queue_kit_job (name) VALUES ('x')")
-    rows = await execute(engine, "SELECT status, priority, retry_count, lost, claim_no, data FROM queue_kit_job")
+    await raw(engine, "INSERT INTO queue_kit_job (name) VALUES ('x')")
+    rows = await raw(engine, "SELECT status, priority, retry_count, lost, claim_no, data FROM queue_kit_job")
     assert [(*row[:5], str(row[5])) for row in rows] == [(1, 5, 0, 0, 0, "{}")]
 
 
 async def test_plain_sql_is_placed_by_the_database(engine):
-    await execute(engine, f"INSERT INTO queue_kit_job (name, scheduled_at) VALUES ('later', '{FUTURE}')")
-    await execute(engine, "INSERT INTO queue_kit_job (name) VALUES ('now'), ('moved')")
-    await execute(engine, f"UPDATE queue_kit_job SET scheduled_at = '{FUTURE}' WHERE name = 'moved'")
-    rows = await execute(engine, "SELECT name, status FROM queue_kit_job ORDER BY id")
+    await raw(engine, f"INSERT INTO queue_kit_job (name, scheduled_at) VALUES ('later', '{FUTURE}')")
+    await raw(engine, "INSERT INTO queue_kit_job (name) VALUES ('now'), ('moved')")
+    await raw(engine, f"UPDATE queue_kit_job SET scheduled_at = '{FUTURE}' WHERE name = 'moved'")
+    rows = await raw(engine, "SELECT name, status FROM queue_kit_job ORDER BY id")
     assert rows == [("later", 0), ("now", 1), ("moved", 0)]
 
 
 async def test_a_finished_job_is_not_placed_again(engine):
     columns = "INSERT INTO queue_kit_job (name, status, scheduled_at)"
-    await execute(engine, f"{columns} VALUES ('done', 2, '{FUTURE}')")
-    await execute(engine, f"UPDATE queue_kit_job SET scheduled_at = '{FUTURE}'")
-    assert await execute(engine, "SELECT status FROM queue_kit_job") == [(2,)]
+    await raw(engine, f"{columns} VALUES ('done', 2, '{FUTURE}')")
+    await raw(engine, f"UPDATE queue_kit_job SET scheduled_at = '{FUTURE}'")
+    assert await raw(engine, "SELECT status FROM queue_kit_job") == [(2,)]
 
 
 @pytest.mark.parametrize(
@@ -498,22 +485,22 @@ async def test_no_row_breaks_a_check(engine, values):
     values = {"name": "x", **values}
     columns, parameters = ", ".join(values), ", ".join(f":{name}" for name in values)
     with pytest.raises(IntegrityError):
-        await execute(engine, f"INSERT INTO queue_kit_job ({columns}) VALUES ({parameters})", **values)
+        await raw(engine, f"INSERT INTO queue_kit_job ({columns}) VALUES ({parameters})", **values)
 
 
 async def test_not_a_number_is_no_timeout(engine):
     with pytest.raises(IntegrityError):
-        await execute(engine, "INSERT INTO queue_kit_job (name, handler_timeout) VALUES ('x', 'NaN')")
+        await raw(engine, "INSERT INTO queue_kit_job (name, handler_timeout) VALUES ('x', 'NaN')")
 
 
 async def test_an_unlimited_timeout_is_one(engine):
     insert = "INSERT INTO queue_kit_job (name, handler_timeout) VALUES ('x', :timeout)"
-    await execute(engine, insert, timeout=float("inf"))
-    assert await execute(engine, "SELECT handler_timeout FROM queue_kit_job") == [(float("inf"),)]
+    await raw(engine, insert, timeout=float("inf"))
+    assert await raw(engine, "SELECT handler_timeout FROM queue_kit_job") == [(float("inf"),)]
 
 
 async def test_the_table_has_room_in_its_pages_and_is_vacuumed_by_count_without_pauses(pg_engine):
-    [(options,)] = await execute(pg_engine, "SELECT reloptions FROM pg_class WHERE oid = 'queue_kit_job'::regclass")
+    [(options,)] = await raw(pg_engine, "SELECT reloptions FROM pg_class WHERE oid = 'queue_kit_job'::regclass")
     settings = dict(each.split("=") for each in options)
     assert settings["fillfactor"] == "50"
     shares = {name: value for name, value in settings.items() if name.endswith("_scale_factor")}
@@ -527,18 +514,18 @@ async def test_the_table_has_room_in_its_pages_and_is_vacuumed_by_count_without_
 async def test_one_live_job_holds_a_key(engine, column):
     insert = f"INSERT INTO queue_kit_job (name, {column}, status) VALUES ('x', 'k', :status)"
     for status in (2, 3, 4, 1, 2):
-        await execute(engine, insert, status=status)
+        await raw(engine, insert, status=status)
     for status in (0, 1):
         with pytest.raises(IntegrityError):
-            await execute(engine, insert, status=status)
+            await raw(engine, insert, status=status)
 
 
 async def test_an_id_is_never_given_twice(engine):
-    await execute(engine, "INSERT INTO queue_kit_job (name) VALUES ('x'), ('y')")
-    [(last,)] = await execute(engine, "SELECT max(id) FROM queue_kit_job")
-    await execute(engine, "DELETE FROM queue_kit_job")
-    await execute(engine, "INSERT INTO queue_kit_job (name) VALUES ('z')")
-    [(id_,)] = await execute(engine, "SELECT id FROM queue_kit_job")
+    await raw(engine, "INSERT INTO queue_kit_job (name) VALUES ('x'), ('y')")
+    [(last,)] = await raw(engine, "SELECT max(id) FROM queue_kit_job")
+    await raw(engine, "DELETE FROM queue_kit_job")
+    await raw(engine, "INSERT INTO queue_kit_job (name) VALUES ('z')")
+    [(id_,)] = await raw(engine, "SELECT id FROM queue_kit_job")
     assert id_ > last
 
 

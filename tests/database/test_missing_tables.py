@@ -1,7 +1,6 @@
 """What calls say of a database that nobody has migrated: the mend, and not a word of SQL. What is missing of the
 application's own tables stays the driver's word."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
@@ -9,7 +8,7 @@ import httpx
 import pytest
 from sqlalchemy import Column, Integer, MetaData, Table, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from queue_kit import (
@@ -38,7 +37,6 @@ from queue_kit import (
 )
 from queue_kit.contrib.files import get_file
 from queue_kit.dashboard import Access, dashboard
-from tests.conftest import engine_for
 from tests.database.clock import WAYS, reach
 from tests.database.session_stores import Cart, cart_store
 
@@ -83,28 +81,19 @@ class Order(Base):
     job_id: Mapped[int] = mapped_column("queue_kit_job")
 
 
-@pytest.fixture
-async def empty(empty_database_url: str) -> AsyncIterator[AsyncEngine]:
-    """An engine on a database without any table."""
-    engine = engine_for(empty_database_url)
-    yield engine
-    await engine.dispose()
-
-
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("call", CALLS)
-async def test_without_tables_every_call_says_what_to_do(empty, call, way):
-    ask, table = CALLS[call]
-    with pytest.raises(SchemaMismatch) as caught:
-        async with reach(empty, way) as db:
-            await ask(db)
-    assert str(caught.value).startswith(
-        f"the table queue_kit_{table} is missing, or of another version: run `queue-kit"
-    )
-    assert f"upgrade_in_revision(op, to={migrate.VERSION})" in str(caught.value)
-    assert "SELECT" not in str(caught.value)
-    assert (caught.value.found, caught.value.needed) == (None, migrate.VERSION)
-    assert isinstance(caught.value.__cause__, DBAPIError)
+async def test_without_tables_every_call_says_what_to_do(empty_engine, way):
+    for call, (ask, table) in CALLS.items():
+        with pytest.raises(SchemaMismatch) as caught:
+            async with reach(empty_engine, way) as db:
+                await ask(db)
+        said = str(caught.value)
+        missing = f"the table queue_kit_{table} is missing, or of another version: run `queue-kit"
+        assert said.startswith(missing), call
+        assert f"upgrade_in_revision(op, to={migrate.VERSION})" in said
+        assert "SELECT" not in said
+        assert (caught.value.found, caught.value.needed) == (None, migrate.VERSION)
+        assert isinstance(caught.value.__cause__, DBAPIError)
 
 
 @pytest.mark.parametrize(
@@ -167,8 +156,8 @@ async def test_a_trigger_of_the_callers_on_a_table_of_ours_speaks_for_itself(eng
         await add_job(engine, "mail")
 
 
-async def test_the_dashboard_has_a_page_and_a_line_for_it(empty, caplog):
-    app = dashboard(empty, authorize=lambda _: Access("ada"))
+async def test_the_dashboard_has_a_page_and_a_line_for_it(empty_engine, caplog):
+    app = dashboard(empty_engine, authorize=lambda _: Access("ada"))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as ada:
         answer = await ada.get("/jobs")
     assert (answer.status_code, "has no queue that may be read" in answer.text) == (503, True)

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy.event import listen, remove
 from sqlalchemy.orm import Session
 
-from queue_kit import CronJob, Handlers, NewJob, QueueWorker, add_job, add_jobs, list_jobs, register_cron_jobs
+from queue_kit import CronJob, Handlers, JobState, NewJob, QueueWorker, add_job, add_jobs, list_jobs, register_cron_jobs
 from tests.database.running import Refusing
 from tests.support import ADD_EFFECT, Recorder, make_effects, move, row_of, until
 
@@ -130,4 +130,4 @@ async def test_the_line_about_a_handler_that_refuses_to_end_names_its_job(engine
         (line,) = (record for record in caplog.records if "its slot goes to a replacement" in record.message)
         assert (line.job_id, line.job_name, line.job_attempt) == (job_id, "refusing", 1)
         refusing.let_go.set()
-    assert await row_of(engine, job_id)
+    assert (await row_of(engine, job_id)).state is JobState.failed

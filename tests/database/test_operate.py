@@ -16,7 +16,6 @@ from queue_kit import (
     AmbiguousCommit,
     Cancelled,
     Handler,
-    Handlers,
     Insights,
     JobConflict,
     JobNotFound,
@@ -32,15 +31,11 @@ from queue_kit import (
     retry_job,
 )
 from tests.database.clock import WAYS, database_now, reach, rows
-from tests.database.running import STATES, Gate, in_every_state, job_in
+from tests.database.running import STATES, Gate, fast_asleep, in_every_state, job_in, nothing, waits_for_a_lock
 from tests.support import Recorder, change, count_jobs, row_of, until
 
 UNKNOWN = (0, -1, 999, 2**63 - 1, 2**63, -(2**63) - 1, 2**70)
 CHANGES = (cancel_job, retry_job)
-
-
-async def nothing(event: Any, session: Any, job: Any) -> None:
-    """A handler that completes at once."""
 
 
 def values(row: JobRow) -> dict[str, Any]:
@@ -83,7 +78,7 @@ async def test_a_cancelled_job_never_runs(engine):
     for job_id in ids:
         await cancel_job(engine, job_id)
         await change(engine, job_id, scheduled_at=await database_now(engine) - timedelta(hours=1))
-    await QueueWorker(engine, {"a": gate.__call__}).drain()
+    await QueueWorker(engine, {"a": gate}).drain()
     assert gate.ran == []
 
 
@@ -107,16 +102,6 @@ async def test_a_cancelled_run_is_told_why_and_is_neither_counted_nor_tried_agai
     assert (row.state, row.retry_count, row.errors) == (JobState.cancelled, 0, None)
 
 
-async def test_a_notification_hurries_the_cancellation_on_postgresql(pg_engine):
-    gate, hook = Gate(), Recorder()
-    job_id = await add_job(pg_engine, "wait")
-    async with QueueWorker(pg_engine, {"wait": gate.__call__}, lease=600, hooks=[hook]):
-        await until(lambda: gate.running)
-        await cancel_job(pg_engine, job_id)
-        await until(lambda: hook.settled, seconds=7)  # by itself the worker would ask again after ten
-    assert hook.verdicts == ["cancelled"]
-
-
 @pytest.mark.parametrize("used", [False, True], ids=["unused session", "used session"])
 async def test_a_handler_that_completes_before_it_is_told_stays_completed(engine, used):
     gate, hook = Gate(), Recorder()
@@ -136,18 +121,19 @@ async def test_a_handler_that_completes_before_it_is_told_stays_completed(engine
     assert await cancel_job(engine, job_id) is JobState.completed
 
 
-async def test_a_run_that_fails_before_it_is_told_is_not_tried_again(engine):
+@pytest.mark.parametrize("ending", [Snooze(0), ValueError("again")], ids=["snoozes", "fails"])
+async def test_a_run_that_would_come_back_and_is_to_be_cancelled_does_not(engine, ending):
     asked = []
 
-    async def fail(event, session, job):
+    async def end(event, session, job):
         asked.append((job.attempt, await cancel_job(engine, job.id)))
-        raise ValueError
+        raise ending
 
-    job_id = await add_job(engine, "fail", max_retry_count=9)
-    worker = QueueWorker(engine, {"fail": fail}, lease=600, listen=False, retry_delay=0)
-    await worker.drain()
+    job_id = await add_job(engine, "a", max_retry_count=9, unique_key="k")
+    await QueueWorker(engine, {"a": end}, lease=600, listen=False, retry_delay=0).drain()
     assert asked == [(1, JobState.running)]
     assert (await row_of(engine, job_id)).state is JobState.cancelled
+    assert await add_job(engine, "a", unique_key="k") is not None
 
 
 # --- retry ------------------------------------------------------------------------------------------------------------
@@ -192,6 +178,8 @@ async def test_a_retried_job_is_run_at_once_by_an_idle_worker(engine):
     hook = Recorder()
     ids = [await job_in(engine, state) for state in ("failed", "cancelled")]
     async with QueueWorker(engine, {"a": nothing}, poll_interval=600, hooks=[hook]):
+        if engine.name == "postgresql":
+            await fast_asleep(engine)
         for count, job_id in enumerate(ids, 1):
             await retry_job(engine, job_id)
             await until(lambda count=count: len(hook.settled) == count)
@@ -247,14 +235,6 @@ async def test_a_key_that_is_taken_at_the_same_moment_is_a_conflict_too_on_postg
         await until(lambda: waits_for_a_lock(pg_engine))
     await asyncio.wait_for(retrying, 20)
     assert await count_jobs(pg_engine, JobRow.name == "after") == 1
-
-
-async def waits_for_a_lock(engine: AsyncEngine) -> bool:
-    waiting = text(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    )
-    async with engine.connect() as connection:
-        return (await connection.execute(waiting)).scalar_one() == 1
 
 
 # --- the caller's transaction -----------------------------------------------------------------------------------------
@@ -360,6 +340,7 @@ async def test_an_unknown_id_is_not_found(engine, way):
                 with pytest.raises(JobNotFound) as missing:
                     await change_fate(db, job_id)
             assert missing.value.job_id == job_id
+            assert isinstance(missing.value, LookupError)
         async with reach(engine, way) as db:
             assert await get_job(db, job_id) is None
     assert await everything(engine) == before
@@ -384,23 +365,3 @@ async def test_anything_else_is_no_database(engine):
                 await operation
         with pytest.raises(TypeError, match="AsyncSession, AsyncConnection or AsyncEngine"):
             await queue_insights(wrong)
-
-
-@pytest.mark.parametrize("ending", [Snooze(600), ValueError("again")], ids=["snoozes", "fails"])
-async def test_a_job_that_is_to_be_cancelled_does_not_come_back(engine, ending):
-    gate, jobs = asyncio.Event(), Handlers()
-
-    @jobs.handler("a", retry_delay=600, max_retry_count=5)
-    async def ends(event, session, job):
-        await gate.wait()
-        raise ending
-
-    job_id = await add_job(engine, "a", unique_key="k")
-    hook = Recorder()
-    async with QueueWorker(engine, jobs, listen=False, hooks=[hook]):
-        await until(lambda: hook.started)
-        assert await cancel_job(engine, job_id) is JobState.running
-        gate.set()
-        await until(lambda: hook.settled)
-    assert (await row_of(engine, job_id)).state is JobState.cancelled
-    assert await add_job(engine, "a", unique_key="k") is not None

@@ -16,7 +16,19 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from queue_kit import JobRow, JobState, LeaseLost, NewJob, QueueWorker, add_job, add_jobs, cancel_job, sqlite_engine
 from tests.database.running import Gate, listening, raw
 from tests.proxy import Proxy, through_proxy
-from tests.support import ADD_EFFECT, Recorder, changes, count_jobs, effects, make_effects, move, row_of, until
+from tests.support import (
+    ADD_EFFECT,
+    DOWN,
+    UP,
+    Recorder,
+    changes,
+    count_jobs,
+    effects,
+    make_effects,
+    move,
+    row_of,
+    until,
+)
 
 QUICK = {"poll_interval": 0.05, "retry_delay": 0.05}
 
@@ -57,7 +69,7 @@ async def test_an_idle_worker_waits_for_its_database_and_goes_on(away, pg_engine
         await outage()
         await until(lambda: hook.verdicts.count("completed") == 3)
     assert hook.states == ["started", *["database_down", "database_up"] * 2, "stopping", "stopped"]
-    assert changes(caplog) == ["the database does not answer", "the database answers again"] * 2
+    assert changes(caplog) == [DOWN, UP] * 2
     assert len(await effects(pg_engine)) == 3
     assert await count_jobs(pg_engine, JobRow.retry_count == 0, JobRow.is_complete) == 3
 
@@ -93,7 +105,7 @@ async def test_endings_are_kept_while_the_database_is_away_and_written_when_it_i
     assert [row.state for row in rows] == [JobState.completed] * 3 + [JobState.failed] * 2
     assert [(row.claim_no, row.lost) for row in rows] == [(1, 0)] * 5
     assert rows[3].errors[0]["message"] == "on its own account"
-    assert changes(caplog) == ["the database does not answer", "the database answers again"]
+    assert changes(caplog) == [DOWN, UP]
 
 
 async def test_a_run_whose_lease_lapses_in_an_outage_is_released_with_nothing_counted(away, pg_engine, caplog):
@@ -225,7 +237,7 @@ async def test_n5_a_batch_of_endings_that_has_no_reply_is_written_once(away, pg_
     ids = await add_jobs(pg_engine, [NewJob("long")] * 5)
     # Who listens renews at once when it connects, which sends the same as settling.
     options = {"parallel_count": 5, "delete_job_on_completion": not keep, "poll_interval": 0.05, "listen": False}
-    async with QueueWorker(engine, {"long": gate.__call__}, hooks=[hook], **options):
+    async with QueueWorker(engine, {"long": gate}, hooks=[hook], **options):
         await until(lambda: len(gate.running) == 5)
         proxy.down_at(b'"claim_no":', delivered=delivered)  # what only settling sends, long before the next renewal
         gate.open.set()
@@ -250,7 +262,7 @@ async def test_a_claim_that_has_no_reply_is_made_again_and_its_job_runs_once(awa
     gate.open.set()
     # Nothing but the poll makes it claim, and only when there is a job: one puller is always idle, and nobody listens.
     options = {"parallel_count": 2, "listen": False, "lease": 0.6}
-    async with QueueWorker(engine, {"work": gate.__call__}, hooks=[hook], **options, **QUICK):
+    async with QueueWorker(engine, {"work": gate}, hooks=[hook], **options, **QUICK):
         await add_job(pg_engine, "work")
         await settled(hook, 1)
         proxy.down_at(CLAIMS, delivered=delivered)
@@ -270,7 +282,7 @@ async def test_attempts_to_connect_are_bounded_while_the_database_is_away(away, 
     proxy, engine = away
     gate = Gate()
     await add_jobs(pg_engine, [NewJob("long")] * 10)
-    async with QueueWorker(engine, {"long": gate.__call__}, parallel_count=10, **QUICK) as worker:
+    async with QueueWorker(engine, {"long": gate}, parallel_count=10, **QUICK) as worker:
         await until(lambda: len(gate.running) == 10)
         proxy.down()
         await until(lambda: not worker.healthy)
@@ -316,7 +328,7 @@ async def test_a_server_that_is_read_only_for_a_while_is_waited_for_and_found_ag
     gate, hook = Gate(), Recorder()
     ids = await add_jobs(pg_engine, [NewJob("long", max_retry_count=1)] * 3)
     database = pg_engine.url.database
-    async with QueueWorker(engine, {"long": gate.__call__}, parallel_count=2, hooks=[hook], **QUICK) as worker:
+    async with QueueWorker(engine, {"long": gate}, parallel_count=2, hooks=[hook], **QUICK) as worker:
         await until(lambda: len(gate.running) == 2)
         await raw(pg_engine, f"ALTER DATABASE {database} SET default_transaction_read_only = on")
         await end_backends(pg_engine)
@@ -331,7 +343,7 @@ async def test_a_server_that_is_read_only_for_a_while_is_waited_for_and_found_ag
         await settled(hook, 3)
     assert hook.verdicts == ["completed"] * 3
     assert [(await row_of(pg_engine, job_id)).claim_no for job_id in ids] == [1, 1, 1]
-    assert changes(caplog) == ["the database does not answer", "the database answers again"]
+    assert changes(caplog) == [DOWN, UP]
 
 
 # --- the listening connection -----------------------------------------------------------------------------------------
@@ -382,7 +394,7 @@ async def test_a_worker_on_a_stalled_network_stops_in_time_and_its_job_is_not_lo
     proxy, engine = away
     gate = Gate()
     job_id = await add_job(pg_engine, "long")
-    worker = QueueWorker(engine, {"long": gate.__call__}, grace=0.2, cancel_grace=1.0)
+    worker = QueueWorker(engine, {"long": gate}, grace=0.2, cancel_grace=1.0)
     await worker.start()
     await until(lambda: gate.running)
     proxy.stall()

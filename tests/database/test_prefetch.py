@@ -2,19 +2,18 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import Engine, event, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from queue_kit import Handlers, JobRow, JobState, NewJob, QueueWorker, add_job, add_jobs, cancel_job, retry_job
 from queue_kit._claims import BYTES_AHEAD
-from queue_kit.models import COMPLETED, JOBS
+from queue_kit.models import COMPLETED
 from tests.conftest import engine_for
 from tests.database.clock import database_now, rows
-from tests.database.running import Gate
+from tests.database.running import Gate, claims, locked, statements
 from tests.support import Recorder, change, count_jobs, move, row_of, until
 
 SHORT = 1.0
@@ -31,7 +30,7 @@ class Hold(Gate):
     def __init__(self) -> None:
         super().__init__()
         self.jobs = Handlers()
-        self.jobs.handler("hold")(self.__call__)
+        self.jobs.handler("hold")(self)
         self.quick: list[int] = []
 
         @self.jobs.handler("quick")
@@ -192,7 +191,7 @@ async def test_two_workers_with_slow_handlers_hoard_nothing_and_both_are_busy(en
     gate, hook = Gate(), Recorder()
     await add_jobs(engine, [NewJob("slow")] * 20)
     options = {"parallel_count": 2, "poll_interval": 0.05, "hooks": [hook]}
-    workers = [QueueWorker(engine, {"slow": gate.__call__}, **options) for _ in range(2)]
+    workers = [QueueWorker(engine, {"slow": gate}, **options) for _ in range(2)]
     async with workers[0], workers[1]:
         await until(lambda: len(gate.running) == 4)
         assert await count_jobs(engine, JobRow.worker_id.is_not(None)) == 4
@@ -276,14 +275,6 @@ async def test_a_payload_larger_than_all_that_is_left_ahead_is_run_as_well(engin
 
 
 # --- what becomes ready behind the mark -------------------------------------------------------------------------------
-
-
-@contextlib.asynccontextmanager
-async def locked(engine: AsyncEngine, job_id: int) -> AsyncIterator[None]:
-    """Somebody holds a job's row locked (PostgreSQL)."""
-    async with engine.connect() as connection, connection.begin():
-        await connection.execute(select(JOBS.c.id).where(JOBS.c.id == job_id).with_for_update())
-        yield
 
 
 async def by_priority(engine: AsyncEngine) -> int:
@@ -449,33 +440,18 @@ async def test_a_drain_runs_what_was_locked_for_a_while(pg_engine):
 # --- what it saves ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def statements() -> Iterator[list[str]]:
-    """What is sent to any database in this process."""
-    sent: list[str] = []
-
-    def note(_connection, _cursor, statement, *_):
-        sent.append(statement)
-
-    event.listen(Engine, "before_cursor_execute", note)
-    yield sent
-    event.remove(Engine, "before_cursor_execute", note)
-
-
-async def test_one_puller_needs_far_fewer_statements_than_jobs(engine, hold, statements):
+async def test_one_puller_needs_far_fewer_statements_than_jobs(engine, hold):
     await add_jobs(engine, [NewJob("quick")] * 1_000)
-    statements.clear()
-    counts = await QueueWorker(engine, hold.jobs).drain()
+    with statements() as sent:
+        counts = await QueueWorker(engine, hold.jobs).drain()
     assert counts["completed"] == 1_000
-    claims = [each for each in statements if "UPDATE queue_kit_job" in each and "claim_no=(" in each]
-    endings = [each for each in statements if "UPDATE queue_kit_job" in each and each not in claims]
-    assert 2 <= len(claims) < 200
-    assert len(endings) < 300
+    updates = sum("UPDATE queue_kit_job" in each for each in sent)
+    assert 2 <= len(claims(sent)) < 200
+    assert updates - len(claims(sent)) < 300
 
 
-async def test_without_prefetch_one_puller_claims_and_ends_one_by_one(engine, hold, statements):
+async def test_without_prefetch_one_puller_claims_one_by_one(engine, hold):
     await add_jobs(engine, [NewJob("quick")] * 50)
-    statements.clear()
-    await QueueWorker(engine, hold.jobs, prefetch=0).drain()
-    claims = [each for each in statements if "UPDATE queue_kit_job" in each and "claim_no=(" in each]
-    assert 50 <= len(claims) <= 55
+    with statements() as sent:
+        await QueueWorker(engine, hold.jobs, prefetch=0).drain()
+    assert 50 <= len(claims(sent)) <= 55

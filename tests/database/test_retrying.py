@@ -92,7 +92,7 @@ async def test_a_job_that_succeeds_in_its_last_try_is_completed_and_keeps_its_er
 async def test_a_timeout_is_a_failed_try(engine):
     gate = Gate()
     job_id = await add_job(engine, "late", handler_timeout=0.02)
-    counts = await QueueWorker(engine, {"late": gate.__call__}, retry_delay=0).drain()
+    counts = await QueueWorker(engine, {"late": gate}, retry_delay=0).drain()
     assert (counts["retried"], counts["failed"]) == (1, 1)
     row = await row_of(engine, job_id)
     assert (row.state, row.retry_count) == (JobState.failed, 2)

@@ -25,7 +25,7 @@ from queue_kit import (
     add_jobs,
 )
 from tests.database.running import Refusing
-from tests.support import Recorder, row_of, until
+from tests.support import Recorder, row_of, state_of, until
 
 
 @pytest.fixture
@@ -37,14 +37,6 @@ def jobs() -> Handlers:
     async def note(event, session, job): ...
 
     return handlers
-
-
-async def state_of(engine, job_id: int) -> JobState:
-    return (await row_of(engine, job_id)).state
-
-
-def error_class(record) -> str | None:
-    return (record.outcome.error or {}).get("class")
 
 
 # --- timeouts ---------------------------------------------------------------------------------------------------------
@@ -99,7 +91,7 @@ async def test_the_default_timeout_is_30_seconds(engine, jobs):
 
 
 async def test_at_the_deadline_the_token_is_set_before_the_task_is_cancelled(engine, jobs):
-    seen, hook = [], Recorder()
+    seen = []
 
     @jobs.handler("watches", timeout=0.05, max_retry_count=1)
     async def watches(event, session, job):
@@ -111,7 +103,7 @@ async def test_at_the_deadline_the_token_is_set_before_the_task_is_cancelled(eng
             seen.append(("cancelled", asyncio.current_task().cancelling()))
 
     job_id = await add_job(engine, "watches")
-    await QueueWorker(engine, jobs, hooks=[hook]).drain()
+    await QueueWorker(engine, jobs).drain()
     assert seen == [(DeadlineExceeded, 0.0, 0), ("cancelled", 1)]
     row = await row_of(engine, job_id)
     assert (row.state, row.errors[0]["class"]) == (JobState.failed, "DeadlineExceeded")

@@ -6,7 +6,7 @@ import asyncio
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import InvalidRequestError
-from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import async_scoped_session, async_sessionmaker
 
 from queue_kit import (
     ConfigurationError,
@@ -19,6 +19,7 @@ from queue_kit import (
     add_job,
     add_jobs,
 )
+from tests.database.running import locked, waits_for_a_lock
 from tests.support import ADD_EFFECT, Recorder, effects, make_effects, row_of, until
 
 
@@ -136,12 +137,12 @@ async def test_a_factory_that_gives_one_session_to_many_runs_is_refused(engine, 
 @pytest.mark.parametrize("freed", [True, False], ids=["freed in time", "kept"])
 async def test_a_checkpoint_waits_for_its_locked_row_but_not_for_ever(pg_engine, jobs, freed):
     await make_effects(pg_engine)
-    locked, raised = asyncio.Event(), asyncio.Event()
+    commit_now, raised = asyncio.Event(), asyncio.Event()
 
     @jobs.handler("checkpoints", max_retry_count=1)
     async def checkpoints(event, session, job):
         await session.execute(ADD_EFFECT, {"job_id": job.id})
-        await locked.wait()
+        await commit_now.wait()
         try:
             await session.commit()
         except BaseException:
@@ -152,21 +153,11 @@ async def test_a_checkpoint_waits_for_its_locked_row_but_not_for_ever(pg_engine,
     job_id = await add_job(pg_engine, "checkpoints")
     async with QueueWorker(pg_engine, jobs, lease=3, hooks=[hook]):
         await until(lambda: hook.started)
-        async with AsyncSession(pg_engine) as other, other.begin():
-            await other.execute(text("SELECT 1 FROM queue_kit_job WHERE id = :id FOR UPDATE"), {"id": job_id})
-            locked.set()
+        async with locked(pg_engine, job_id):
+            commit_now.set()
             await until(lambda: waits_for_a_lock(pg_engine))
             if not freed:
                 await asyncio.wait_for(raised.wait(), 20)
         await until(lambda: hook.settled)
     assert hook.verdicts == ["completed" if freed else "failed"]
     assert await effects(pg_engine) == ([job_id] if freed else [])
-
-
-async def waits_for_a_lock(engine) -> bool:
-    watching = create_async_engine(engine.url)
-    async with watching.connect() as connection:
-        query = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-        found = (await connection.execute(text(query))).scalar_one()
-    await watching.dispose()
-    return bool(found)

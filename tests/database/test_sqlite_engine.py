@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import aiosqlite
 import pytest
-from sqlalchemy import Engine, event, text
+from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
@@ -26,6 +26,7 @@ from queue_kit import (
     register_cron_jobs,
     sqlite_engine,
 )
+from queue_kit._clone import clone_of
 from queue_kit._store import Store
 from queue_kit._transactions import Transactions
 from tests.support import until
@@ -37,18 +38,10 @@ async def settings(engine: AsyncEngine) -> dict[str, object]:
         return {name: await connection.scalar(text(f"PRAGMA {name}")) for name in names}
 
 
-def clone(engine: AsyncEngine) -> AsyncEngine:
-    """As a worker makes its private pool."""
-    sync = engine.sync_engine
-    made = Engine(sync.pool.recreate(), sync.dialect, sync.url)
-    _sqlite.prepare(made)
-    return AsyncEngine(made)
-
-
 @pytest.mark.parametrize(("synchronous", "number"), [("NORMAL", 1), ("FULL", 2)])
 async def test_the_settings_are_on_every_connection(sqlite_path, synchronous, number):
     engine = sqlite_engine(sqlite_path, busy_timeout=2.5, synchronous=synchronous)
-    private = clone(engine)
+    private = clone_of(engine)
     expected = {"journal_mode": "wal", "synchronous": number, "foreign_keys": 1, "busy_timeout": 2500}
     assert await settings(engine) == await settings(private) == expected
     await engine.dispose()
@@ -59,7 +52,7 @@ async def test_the_settings_are_on_every_connection(sqlite_path, synchronous, nu
 
 async def test_transactions_begin_immediate_unless_they_only_read(sqlite_path):
     engine = sqlite_engine(sqlite_path, busy_timeout=0)
-    private = clone(engine)
+    private = clone_of(engine)
     for mine, other in ((engine, private), (private, engine)):
         reading = other.execution_options(queue_kit_readonly=True)
         async with mine.begin() as connection:
@@ -67,8 +60,9 @@ async def test_transactions_begin_immediate_unless_they_only_read(sqlite_path):
             with pytest.raises(OperationalError, match="database is locked"):
                 async with other.begin():
                     pass
-            async with reading.begin() as second:
+            async with reading.begin() as second, AsyncSession(reading) as third:
                 assert await second.scalar(text("SELECT count(*) FROM queue_kit_job")) == 0
+                assert await third.scalar(text("SELECT count(*) FROM queue_kit_job")) == 0
             await connection.rollback()
     await private.dispose()
     await engine.dispose()
@@ -80,9 +74,13 @@ async def test_many_first_connections_at_once(tmp_path):
     async def use(engine: AsyncEngine) -> None:
         async with engine.begin() as connection:
             await connection.execute(text("CREATE TABLE IF NOT EXISTS t (x INTEGER)"))
-        await engine.dispose()
+            await connection.execute(text("INSERT INTO t VALUES (1)"))
 
     await asyncio.gather(*map(use, engines))
+    async with engines[0].connect() as connection:
+        assert await connection.scalar(text("SELECT count(*) FROM t")) == len(engines)
+    for engine in engines:
+        await engine.dispose()
 
 
 @pytest.mark.parametrize("name", ["50%.db", "it's.db", "a b?c=d#e.db", "ü.db"])
@@ -98,7 +96,7 @@ async def test_only_its_own_engines_are_safe(sqlite_path):
     mine, foreign = sqlite_engine(sqlite_path), create_async_engine(f"sqlite+aiosqlite:///{sqlite_path}")
     event.listen(foreign.sync_engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
     assert _sqlite.is_safe(mine)
-    assert _sqlite.is_safe(clone(mine))
+    assert _sqlite.is_safe(clone_of(mine))
     assert not _sqlite.is_safe(foreign)
 
 
@@ -121,14 +119,6 @@ async def test_a_url_gives_an_engine_for_a_worker(database_url):
         await other.dispose()
     async with engine.connect() as connection:
         assert await connection.scalar(text("SELECT 1")) == 1
-    await engine.dispose()
-
-
-async def test_who_only_reads_waits_for_no_writer(sqlite_path):
-    engine = sqlite_engine(sqlite_path, busy_timeout=0)
-    reading = engine.execution_options(queue_kit_readonly=True)
-    async with engine.begin(), AsyncSession(reading) as session:
-        assert await session.scalar(text("SELECT count(*) FROM queue_kit_job")) == 0
     await engine.dispose()
 
 

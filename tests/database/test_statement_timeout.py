@@ -13,7 +13,7 @@ from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from queue_kit import JobRow, JobState, QueueWorker, add_job
-from tests.database.running import raw
+from tests.database.running import locked, raw
 from tests.proxy import through_proxy
 from tests.support import ADD_EFFECT, Recorder, count_jobs, effects, is_completed, make_effects, row_of, until
 
@@ -202,9 +202,8 @@ async def test_what_settles_a_job_has_a_budget_of_its_own(pg_engine):
         " AND wait_event_type = 'Lock' AND clock_timestamp() - query_start > interval '1.3 s'"
     )
     async with QueueWorker(pg_engine, {"a": last_minute}, lease=12.0, hooks=[hook]):
-        async with pg_engine.connect() as other:
-            await until(lambda: hook.started)
-            await other.execute(text("SELECT 1 FROM queue_kit_job WHERE id = :id FOR UPDATE"), {"id": job_id})
+        await until(lambda: hook.started)
+        async with locked(pg_engine, job_id):
             await until(lambda: raw(pg_engine, waits))
         await until(lambda: hook.settled)
     assert hook.verdicts == ["completed"]

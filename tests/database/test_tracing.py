@@ -23,6 +23,7 @@ from queue_kit import (
 )
 from queue_kit.telemetry import tracing
 from queue_kit.telemetry.tracing import OpenTelemetryTracing
+from tests.database.running import nothing
 from tests.support import Recorder, change, row_of, until
 
 
@@ -99,9 +100,6 @@ async def test_a_run_is_a_trace_of_its_own_linked_to_the_span_that_added_its_job
     }
     assert run.status.status_code is StatusCode.UNSET
     assert (run.end_time - run.start_time) / 1e9 == pytest.approx(hook.settled[0].seconds, abs=1e-6)
-
-
-async def nothing(event, session, job): ...
 
 
 async def test_continued_traces_hold_the_run_below_the_span_that_added_its_job(engine, jobs, install, spans):

@@ -2,18 +2,17 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aiosqlite
 import pytest
-from sqlalchemy import Engine, event, insert, select
+from sqlalchemy import event, insert, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.util import await_only
 
 from queue_kit import (
     CronJob,
-    Discard,
+    Handlers,
     JobRow,
     JobState,
     NewJob,
@@ -24,28 +23,23 @@ from queue_kit import (
     cancel_job,
     insert_jobs,
     register_cron_jobs,
-    retry_job,
     sqlite_engine,
 )
 from queue_kit._dialect.clock import seconds_until
 from queue_kit._sleep import AFTER_FALLING_ASLEEP
 from tests.database.clock import occurrence
-from tests.database.running import listening, raw
+from tests.database.running import claims, fast_asleep, listening, nothing, raw, statements
 from tests.support import Recorder, count_jobs, until
 
 NEVER = {"poll_interval": 86_400.0}
 
 
 async def ready_to_wake(engine: AsyncEngine, hook: Recorder) -> None:
-    """The worker has looked, found nothing more and waits; on PostgreSQL it listens."""
+    """The worker has looked and found nothing more; on PostgreSQL it listens, and looks no more by itself."""
     await add_job(engine, "first")
     await until(lambda: hook.settled)
     if engine.name == "postgresql":
-        await until(lambda: listening(engine))
-
-
-async def nothing(event, session, job):
-    pass
+        await fast_asleep(engine)
 
 
 # --- every way to insert ----------------------------------------------------------------------------------------------
@@ -53,6 +47,10 @@ async def nothing(event, session, job):
 
 async def by_add_job(engine: AsyncEngine) -> None:
     await add_job(engine, "work")
+
+
+async def by_handler(engine: AsyncEngine) -> None:
+    await Handlers().add("work", nothing).add(engine)
 
 
 async def by_add_jobs_in_a_session(engine: AsyncEngine) -> None:
@@ -82,27 +80,35 @@ async def by_plain_sql(engine: AsyncEngine) -> None:
     await raw(engine, "INSERT INTO queue_kit_job (name) VALUES ('work')")
 
 
-WAYS = [by_add_job, by_add_jobs_in_a_session, by_insert_jobs_in_a_sync_session, by_orm, by_core, by_plain_sql]
+WAYS = [
+    by_add_job,
+    by_handler,
+    by_add_jobs_in_a_session,
+    by_insert_jobs_in_a_sync_session,
+    by_orm,
+    by_core,
+    by_plain_sql,
+]
 
 
-@pytest.mark.parametrize("way", WAYS)
-async def test_every_insert_of_this_process_wakes(engine, way: Callable[[AsyncEngine], Awaitable[None]]):
+async def wakes_by_every_way(engine: AsyncEngine, other: AsyncEngine) -> None:
+    """A worker on one engine runs at once what is inserted through the other one. It is one worker for all: woken, it
+    looks, and then no more by itself."""
     hook = Recorder()
     async with QueueWorker(engine, {"first": nothing, "work": nothing}, hooks=[hook], **NEVER):
         await ready_to_wake(engine, hook)
-        await way(engine)
-        await until(lambda: len(hook.settled) == 2)
-    assert hook.settled[1].job.name == "work"
+        for count, way in enumerate(WAYS, 2):
+            await way(other)
+            await until(lambda count=count: len(hook.settled) == count)
 
 
-@pytest.mark.parametrize("way", WAYS)
-async def test_on_postgresql_every_insert_of_another_program_wakes(pg_engine, way):
+async def test_every_insert_of_this_process_wakes(engine):
+    await wakes_by_every_way(engine, engine)
+
+
+async def test_on_postgresql_every_insert_of_another_program_wakes(pg_engine):
     other = create_async_engine(pg_engine.url)
-    hook = Recorder()
-    async with QueueWorker(pg_engine, {"first": nothing, "work": nothing}, hooks=[hook], **NEVER):
-        await ready_to_wake(pg_engine, hook)
-        await way(other)
-        await until(lambda: len(hook.settled) == 2)
+    await wakes_by_every_way(pg_engine, other)
     await other.dispose()
 
 
@@ -218,7 +224,7 @@ async def test_what_is_scheduled_by_a_slow_commit_is_known_when_it_is_over(sqlit
 
 
 @pytest.mark.parametrize("seconds", [0, 0.05])
-async def test_what_is_scheduled_on_a_connection_that_stays_open_is_known_too(engine, monkeypatch, seconds):
+async def test_what_is_scheduled_on_a_connection_that_stays_open_is_known_too(embedded_engine, monkeypatch, seconds):
     commit = aiosqlite.Connection.commit
 
     async def slow_commit(connection):
@@ -226,30 +232,17 @@ async def test_what_is_scheduled_on_a_connection_that_stays_open_is_known_too(en
         await commit(connection)
 
     hook = Recorder()
-    async with QueueWorker(engine, {"first": nothing, "work": nothing}, hooks=[hook], **NEVER):
-        await ready_to_wake(engine, hook)
+    async with QueueWorker(embedded_engine, {"first": nothing, "work": nothing}, hooks=[hook], **NEVER):
+        await ready_to_wake(embedded_engine, hook)
         await asyncio.sleep(0.4)  # the looks that the first job brought are over
-        async with engine.connect() as connection:
+        async with embedded_engine.connect() as connection:
             await add_job(connection, "work", delay=SOON)
             monkeypatch.setattr(aiosqlite.Connection, "commit", slow_commit)
             await connection.commit()
             await until(lambda: len(hook.settled) == 2)
 
 
-# --- operating --------------------------------------------------------------------------------------------------------
-
-
-async def test_retrying_a_job_wakes(engine):
-    async def once(event, session, job):
-        if not hook.settled:
-            raise Discard("not yet")
-
-    hook = Recorder()
-    async with QueueWorker(engine, {"first": once}, hooks=[hook], **NEVER):
-        await ready_to_wake(engine, hook)
-        await retry_job(engine, hook.settled[0].job.id)
-        await until(lambda: len(hook.settled) == 2)
-    assert hook.verdicts == ["failed", "completed"]
+# --- cancelling -------------------------------------------------------------------------------------------------------
 
 
 async def test_cancelling_reaches_a_running_job_long_before_its_renewal(pg_engine):
@@ -314,32 +307,17 @@ async def test_the_poll_finds_what_another_program_writes_into_the_file(sqlite_p
 
 
 async def test_one_job_wakes_with_one_claim_however_many_pullers_wait(engine):
-    claims = []
-
-    def sent(_connection, _cursor, statement, *_):
-        if "UPDATE queue_kit_job SET lease_until" in statement and "claim_no=(" in statement:
-            claims.append(statement)
-
     hook = Recorder()
     async with QueueWorker(engine, {"first": nothing, "work": nothing}, parallel_count=20, hooks=[hook], **NEVER):
         await ready_to_wake(engine, hook)
-        event.listen(Engine, "before_cursor_execute", sent)
-        try:
+        with statements() as sent:
             await add_job(engine, "work")
             await until(lambda: len(hook.settled) == 2)
-        finally:
-            event.remove(Engine, "before_cursor_execute", sent)
-    assert len(claims) <= 4  # one for it, one more for the pullers that still wait, and what a commit wakes
+    assert len(claims(sent)) <= 4  # one for it, one more for the pullers that still wait, and what a commit wakes
     assert await count_jobs(engine, JobRow.is_complete) == 2
 
 
 async def test_c7_one_job_costs_ten_idle_workers_about_one_claim_each(pg_engine):
-    claims = []
-
-    def sent(_connection, _cursor, statement, *_):
-        if "UPDATE queue_kit_job SET lease_until" in statement and "claim_no=(" in statement:
-            claims.append(statement)
-
     async def all_sleep() -> bool:
         asleep = "SELECT count(*) FROM queue_kit_worker WHERE idle_until > clock_timestamp()"
         listeners = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query ILIKE 'LISTEN%'"
@@ -351,13 +329,10 @@ async def test_c7_one_job_costs_ten_idle_workers_about_one_claim_each(pg_engine)
             await stack.enter_async_context(QueueWorker(pg_engine, {"work": nothing}, hooks=[hook], **NEVER))
         await until(all_sleep)
         await asyncio.sleep(2 * sum(AFTER_FALLING_ASLEEP))  # the looks of one that has just fallen asleep are over
-        event.listen(Engine, "before_cursor_execute", sent)
-        try:
+        with statements() as sent:
             await add_job(pg_engine, "work")
             await until(lambda: hook.settled)
             await asyncio.sleep(0.2)
-        finally:
-            event.remove(Engine, "before_cursor_execute", sent)
     # One each; who got it looks for another one, and a look that began before it was taken makes its worker ask too.
-    assert 1 <= len(claims) <= 20
+    assert 1 <= len(claims(sent)) <= 20
     assert len(hook.settled) == 1

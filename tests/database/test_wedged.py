@@ -32,7 +32,7 @@ from queue_kit import (
 from queue_kit.event import Event
 from tests.conftest import engine_for
 from tests.database.running import Gate, Refusing
-from tests.support import ADD_EFFECT, Recorder, effects, make_effects, row_of, until
+from tests.support import ADD_EFFECT, Recorder, effects, make_effects, state_of, until
 
 tenant = contextvars.ContextVar("tenant", default="nobody")
 
@@ -54,10 +54,6 @@ async def refusing() -> AsyncIterator[Refusing]:
     made = Refusing()
     yield made
     made.let_go.set()
-
-
-async def state_of(engine, job_id: int) -> JobState:
-    return (await row_of(engine, job_id)).state
 
 
 def error_class(record) -> str | None:

@@ -19,11 +19,8 @@ from queue_kit import (
     register_cron_jobs,
 )
 from tests.database.clock import database_now, far, make_due, occurrence
-from tests.database.running import raw
+from tests.database.running import nothing, raw
 from tests.support import Recorder, row_of, until
-
-
-async def nothing(event, session, job): ...
 
 
 @pytest.fixture
