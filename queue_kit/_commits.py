@@ -4,7 +4,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn, TypeAlias
 from weakref import WeakKeyDictionary
 
-from asyncpg import PostgresError
 from sqlalchemy import Connection, Engine, event
 
 from queue_kit.errors import UnfencedCommit
@@ -43,7 +42,7 @@ class GuardedTransaction:
     async def _say_and_commit(self) -> None:
         try:
             await self._driver.execute(f"{self.last_words}; COMMIT")
-        except PostgresError:
+        except Exception:
             if not self._driver.is_closed() and self._driver.is_in_transaction():
                 await self._transaction.rollback()
             raise
