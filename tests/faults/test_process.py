@@ -232,10 +232,6 @@ class Deadly:
             raise self.error
 
 
-DEADLY = {"CancelledError": asyncio.CancelledError(), "SystemExit": SystemExit(), "GeneratorExit": GeneratorExit()}
-
-
-@pytest.mark.parametrize("error", DEADLY.values(), ids=DEADLY.keys())
 async def nothing(event: Any, session: Any, job: Any) -> None: ...
 
 
