@@ -1,17 +1,22 @@
-"""What many tests need: waiting for a condition, moving a job's times, and a hook that remembers."""
+"""What many tests need: waiting for a condition, moving a job's times, and a hook that remembers.
+
+Processes of tests import it too, so it does without pytest: each would take a third longer to start.
+"""
 
 import asyncio
 import inspect
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pytest
 from sqlalchemy import func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from queue_kit import JobRow, JobState, Settled, Started, WorkerState
+
+if TYPE_CHECKING:
+    import pytest
 
 
 async def until(condition: Callable[[], Any], *, seconds: float = 20.0) -> Any:
@@ -77,7 +82,7 @@ async def effects(engine: AsyncEngine) -> list[int]:
 DOWN, UP = "the database does not answer", "the database answers again"
 
 
-def changes(caplog: pytest.LogCaptureFixture) -> list[str]:
+def changes(caplog: "pytest.LogCaptureFixture") -> list[str]:
     """What was logged of the database's coming and going, without its reasons."""
     return [each for record in caplog.records for each in (DOWN, UP) if record.message.startswith(each)]
 
