@@ -42,6 +42,9 @@ from tests.support import count_jobs, make_effects, row_of, until
 
 LEASE = 10.0
 
+MARGIN = 4.0
+"""What a busy machine may add to a stall."""
+
 
 @pytest.fixture
 def following(tmp_path: Path, database_url: str) -> Next:
@@ -111,7 +114,7 @@ async def test_u1_a_migration_behind_a_users_lock_stalls_workers_no_longer_than_
     async with QueueWorker(pg_engine, jobs, **QUICK):
         await all_complete(pg_engine)
     print(f"stalled {behind_a_lock:.2f} s behind a lock_timeout of 1 s")
-    assert behind_a_lock > 0.8  # without the timeout they would have waited for as long as the user does
+    assert 0.8 < behind_a_lock < 1.0 + 1.0 + MARGIN
     await each_happened_once(pg_engine, ledger)
     assert await count_jobs(pg_engine, JobRow.lost > 0) == 0
 
