@@ -196,12 +196,14 @@ async def test_c3_retries_by_hand_in_a_crowd_of_claims_start_each_job_once_more(
 
 
 async def test_c3_a_retry_by_hand_that_meets_the_last_reclaim_finds_the_job_failed_or_still_running(pg_engine):
-    """A claim that gives a job up for good holds its row while the retry looks, in both orders."""
+    """While a claim that gives the job up is not committed, the job is not over; then a retry holds it until it is."""
     hook = Recorder()
     job_id = await add_job(pg_engine, "a", max_retry_count=1)
     await lapse(pg_engine, job_id, times=3)
-    with pytest.raises(JobConflict):
-        await retry_job(pg_engine, job_id)  # before the reclaim it is not over
+    async with pg_engine.connect() as reclaiming:
+        await reclaiming.execute(text("UPDATE queue_kit_job SET status = 3 WHERE id = :id"), {"id": job_id})
+        with pytest.raises(JobConflict):
+            await retry_job(pg_engine, job_id)
     assert (await QueueWorker(pg_engine, {"a": nothing}).drain())["failed"] == 1
     async with AsyncSession(pg_engine) as session:
         await retry_job(session, job_id)

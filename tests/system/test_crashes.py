@@ -104,7 +104,7 @@ async def test_p1_killed_workers_do_every_effect_exactly_once(engine, database_u
 
 
 async def test_p1_another_worker_starts_a_killed_workers_job_within_a_lease_and_a_poll(engine, database_url, tmp_path):
-    lease, poll, margin = timedelta(seconds=1), timedelta(seconds=1.5), timedelta(seconds=2)
+    lease, poll, margin = timedelta(seconds=1), timedelta(seconds=0.1), timedelta(seconds=3)
     done = tmp_path / "done"
     job_id = await add_job(engine, "freeze", {"until": str(done)})
     async with crowd(database_url, lease.total_seconds()) as workers:
