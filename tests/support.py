@@ -64,6 +64,15 @@ async def count_jobs(engine: AsyncEngine, *conditions: Any) -> int:
         return (await connection.execute(select(func.count()).select_from(JobRow).where(*conditions))).scalar_one()
 
 
+async def all_complete(engine: AsyncEngine, *, seconds: float = 20.0) -> None:
+    """Wait until no job is live."""
+
+    async def complete() -> bool:
+        return await count_jobs(engine, ~JobRow.is_complete) == 0
+
+    await until(complete, seconds=seconds)
+
+
 async def make_effects(engine: AsyncEngine) -> None:
     """A table for what handlers do, without a constraint that would hide doing it twice."""
     async with engine.begin() as connection:

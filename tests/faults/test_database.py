@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, c
 
 from queue_kit import ConfigurationError, JobRow, JobState, NewJob, QueueWorker, add_job, add_jobs
 from tests.database.running import Gate, raw
-from tests.faults.running import QUICK, adding, all_complete, each_happened_once, told_each_change_once, write
+from tests.faults.running import QUICK, adding, each_happened_once, told_each_change_once, write
 from tests.faults.server import DURABLE, OwnServer, own_server, raw_autocommit
 from tests.proxy import Proxy, url_through
 from tests.support import (
@@ -25,6 +25,7 @@ from tests.support import (
     DOWN,
     UP,
     Recorder,
+    all_complete,
     changes,
     count_jobs,
     effects,

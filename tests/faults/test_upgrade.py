@@ -36,9 +36,9 @@ from queue_kit import (
 from queue_kit.cli import main
 from tests.conftest import engine_for
 from tests.database.running import job_in, raw
-from tests.faults.running import QUICK, adding, all_complete, each_happened_once, write
+from tests.faults.running import QUICK, adding, each_happened_once, write
 from tests.faults.upgrading import Next, builders, built, is_waited_for
-from tests.support import count_jobs, make_effects, row_of, until
+from tests.support import all_complete, count_jobs, make_effects, row_of, until
 
 LEASE = 10.0
 

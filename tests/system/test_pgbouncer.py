@@ -29,11 +29,11 @@ from queue_kit import (
     register_cron_jobs,
 )
 from tests.conftest import Server
+from tests.crowd import SHARING, crowd
 from tests.database.running import Gate, listening, raw
 from tests.faults.upgrading import Next, builders, is_waited_for
 from tests.postgres import unprivileged
-from tests.support import ADD_EFFECT, Recorder, count_jobs, effects, make_effects, row_of, until
-from tests.system.crowd import crowd
+from tests.support import ADD_EFFECT, Recorder, all_complete, count_jobs, effects, make_effects, row_of, until
 
 POOL_SIZE = 3
 
@@ -353,10 +353,10 @@ async def test_n8_nothing_is_lost_or_done_twice_when_the_pooler_is_killed_under_
                 broken.append(error)
                 await asyncio.sleep(0.05)
 
-    async with crowd() as workers:
+    async with crowd(SHARING, bouncer.url(postgres_url)) as workers:
         options = {"pooled": "yes", "listen": postgres_url, "lease": 2, "poll_interval": 0.2}
         for _ in range(3):
-            await workers.start(bouncer.url(postgres_url), **options)
+            await workers.start(**options)
         for worker in workers.all:
             await worker.says("started")
         orders = [asyncio.create_task(order(40)) for _ in range(6)]
@@ -369,11 +369,7 @@ async def test_n8_nothing_is_lost_or_done_twice_when_the_pooler_is_killed_under_
             await bouncer.restart()
         await asyncio.gather(*orders)
         assert broken
-
-        async def all_are_done() -> bool:
-            return await count_jobs(pg_engine, ~JobRow.is_complete) == 0
-
-        await until(all_are_done, seconds=30)
+        await all_complete(pg_engine, seconds=30)
         assert await asyncio.gather(*(worker.stop() for worker in workers.all)) == [0] * 3
     ordered = [job_id for (job_id,) in await raw(pg_engine, "SELECT job_id FROM ordered ORDER BY job_id")]
     assert len(ordered) >= 240
