@@ -295,7 +295,7 @@ async def test_p13_a_process_that_dies_for_want_of_memory_loses_no_other_job_and
     fine = await add_job(engine, "write", {"ledger": str(ledger)})
     deaths = []
     while not deaths or deaths[-1] != 0:
-        worker = await workers.start(memory=MEMORY, lease=LEASE, parallel_count=1)
+        worker = await workers.start(memory=MEMORY, lease=LEASE)
 
         async def over(worker: Member = worker) -> bool:
             return worker.status is not None or await complete(engine) == 2
