@@ -6,13 +6,13 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from sqlalchemy import URL, make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
@@ -28,6 +28,7 @@ from queue_kit import (
     migrate,
     register_cron_jobs,
 )
+from queue_kit.cli import main
 from tests.conftest import Server
 from tests.crowd import SHARING, crowd
 from tests.database.running import Gate, listening, raw
@@ -326,10 +327,9 @@ async def test_an_index_that_is_half_built_is_not_taken_for_whole(server, pg_eng
 
 async def test_the_command_line_needs_no_arguments_for_a_pooler(bouncer, postgres_url):
     for _ in range(3):
-        command = [sys.executable, "-m", "queue_kit", "insights", "--database-url", bouncer.url(postgres_url)]
-        process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
-        _, errors = await process.communicate()
-        assert (process.returncode, errors) == (0, b"")
+        command = ["insights", "--database-url", bouncer.url(postgres_url)]
+        result = await asyncio.to_thread(CliRunner().invoke, main, command)
+        assert (result.exit_code, result.stderr) == (0, "")
 
 
 # --- many processes, and a pooler that is killed ----------------------------------------------------------------------
