@@ -732,9 +732,6 @@ async def test_a_process_that_keeps_the_lock_of_sqlite_is_told(sqlite_path, monk
 
 
 async def test_a_worker_is_alive_until_it_is_silent(engine, cli):
-    async def nothing(event, session, job):
-        """A handler that completes at once."""
-
     host = socket.gethostname()
     assert f"no worker of {host} said within 45 s" in await cli("check", "--worker", status=1)
     async with QueueWorker(engine, {"a": nothing}, listen=False):
@@ -747,9 +744,6 @@ async def test_a_worker_is_alive_until_it_is_silent(engine, cli):
 
 
 async def test_workers_are_listed(engine, cli):
-    async def nothing(event, session, job):
-        """A handler that completes at once."""
-
     assert json.loads(await cli("workers", "--json")) == []
     async with QueueWorker(engine, {"a": nothing, "b": nothing}, listen=False):
         (worker,) = json.loads(await cli("workers", "--json"))
