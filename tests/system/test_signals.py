@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from queue_kit import ConfigurationError, JobState, QueueWorker, add_job
 from tests.crowd import Member, crowd
 from tests.database.running import worker_rows
-from tests.support import row_of, until
+from tests.support import Recorder, row_of, until
 
 SCRIPT = Path(__file__).with_name("signalled.py")
 TERM, INT = signal.SIGTERM, signal.SIGINT
@@ -177,34 +177,24 @@ async def test_run_is_refused_outside_the_main_thread_and_starts_nothing(engine)
 
 
 async def test_a_second_run_in_one_process_is_refused_and_the_first_goes_on(engine):
-    states: list[str] = []
-
-    class Hook:
-        def on_worker_state(self, record) -> None:
-            states.append(record.state)
-
-    first = asyncio.create_task(QueueWorker(engine, {}, hooks=[Hook()]).run())
-    await until(lambda: states)
+    hook = Recorder()
+    first = asyncio.create_task(QueueWorker(engine, {}, hooks=[hook]).run())
+    await until(lambda: hook.states)
     with pytest.raises(ConfigurationError, match=r"another worker's run\(\).*use start\(\) and stop\(\)"):
         await QueueWorker(engine, {}).run()
     signal.raise_signal(TERM)
     await asyncio.wait_for(first, AT_ONCE)
-    assert states == ["started", "stopping", "stopped"]
+    assert hook.states == ["started", "stopping", "stopped"]
 
 
 async def test_run_in_the_main_thread_hears_the_process_signal_and_takes_its_handlers_back(engine):
     before = signal.getsignal(TERM)
-    states: list[str] = []
-
-    class Hook:
-        def on_worker_state(self, record) -> None:
-            states.append(record.state)
-
+    hook = Recorder()
     for _ in range(2):
-        states.clear()
-        running = asyncio.create_task(QueueWorker(engine, {}, hooks=[Hook()]).run())
-        await until(lambda: states)
+        hook.states.clear()
+        running = asyncio.create_task(QueueWorker(engine, {}, hooks=[hook]).run())
+        await until(lambda: hook.states)
         signal.raise_signal(TERM)
         await asyncio.wait_for(running, AT_ONCE)
-        assert states == ["started", "stopping", "stopped"]
+        assert hook.states == ["started", "stopping", "stopped"]
         assert signal.getsignal(TERM) == before
