@@ -5,6 +5,7 @@ Processes of tests import it too, so it does without pytest: each would take a t
 
 import asyncio
 import inspect
+import socket
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -17,6 +18,13 @@ from queue_kit import JobRow, JobState, Settled, Started, WorkerState
 
 if TYPE_CHECKING:
     import pytest
+
+
+def free_port() -> int:
+    """A port on this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 async def until(condition: Callable[[], Any], *, seconds: float = 20.0) -> Any:

@@ -54,6 +54,12 @@ async def raw(engine: AsyncEngine, sql: str, **parameters: Any) -> list[Any]:
         return list(result.all()) if result.returns_rows else []
 
 
+async def waits_for_a_lock(engine: AsyncEngine) -> bool:
+    """Whether somebody in this database waits for a lock."""
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    return bool(await raw(engine, waiting))
+
+
 async def worker_rows(engine: AsyncEngine) -> list[WorkerRow]:
     """What the workers tell of themselves, in the order in which they started."""
     async with AsyncSession(engine) as session:

@@ -32,7 +32,7 @@ from queue_kit import (
     retry_job,
 )
 from tests.database.clock import WAYS, database_now, reach, rows
-from tests.database.running import STATES, Gate, in_every_state, job_in
+from tests.database.running import STATES, Gate, in_every_state, job_in, waits_for_a_lock
 from tests.support import Recorder, change, count_jobs, row_of, until
 
 UNKNOWN = (0, -1, 999, 2**63 - 1, 2**63, -(2**63) - 1, 2**70)
@@ -247,14 +247,6 @@ async def test_a_key_that_is_taken_at_the_same_moment_is_a_conflict_too_on_postg
         await until(lambda: waits_for_a_lock(pg_engine))
     await asyncio.wait_for(retrying, 20)
     assert await count_jobs(pg_engine, JobRow.name == "after") == 1
-
-
-async def waits_for_a_lock(engine: AsyncEngine) -> bool:
-    waiting = text(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    )
-    async with engine.connect() as connection:
-        return (await connection.execute(waiting)).scalar_one() == 1
 
 
 # --- the caller's transaction -----------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator
@@ -34,7 +33,17 @@ from tests.crowd import SHARING, crowd
 from tests.database.running import Gate, listening, raw
 from tests.faults.upgrading import Next, builders, is_waited_for
 from tests.postgres import unprivileged
-from tests.support import ADD_EFFECT, Recorder, all_complete, count_jobs, effects, make_effects, row_of, until
+from tests.support import (
+    ADD_EFFECT,
+    Recorder,
+    all_complete,
+    count_jobs,
+    effects,
+    free_port,
+    make_effects,
+    row_of,
+    until,
+)
 
 POOL_SIZE = 3
 
@@ -62,9 +71,7 @@ class PgBouncer:
     """A pooler in front of the tests' server."""
 
     def __init__(self, server: URL, folder: Path, **settings: object) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         reached = {
             "host": server.query.get("host") or server.host,
             "port": server.port or 5432,
