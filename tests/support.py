@@ -1,20 +1,33 @@
-"""What many tests need: waiting for a condition, turns of the loop, moving a job's times, and a hook that remembers."""
+"""What many tests need: waiting for a condition, turns of the loop, moving a job's times, and a hook that remembers.
+
+Processes of tests import it too, so it does without pytest: each would take a third longer to start.
+"""
 
 import asyncio
 import inspect
+import socket
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pytest
 from sqlalchemy import func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from queue_kit import JobRow, JobState, Settled, Started, WorkerState
 
+if TYPE_CHECKING:
+    import pytest
+
 PATIENCE = 20.0
 """Seconds until a test is given up. No test takes them."""
+
+
+def free_port() -> int:
+    """A port on this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 async def until(condition: Callable[[], Any], *, seconds: float = PATIENCE) -> Any:
@@ -73,6 +86,15 @@ async def count_jobs(engine: AsyncEngine, *conditions: Any) -> int:
         return (await connection.execute(select(func.count()).select_from(JobRow).where(*conditions))).scalar_one()
 
 
+async def all_complete(engine: AsyncEngine, *, seconds: float = 20.0) -> None:
+    """Wait until no job is live."""
+
+    async def complete() -> bool:
+        return await count_jobs(engine, ~JobRow.is_complete) == 0
+
+    await until(complete, seconds=seconds)
+
+
 async def make_effects(engine: AsyncEngine) -> None:
     """A table for what handlers do, without a constraint that would hide doing it twice."""
     async with engine.begin() as connection:
@@ -91,7 +113,7 @@ async def effects(engine: AsyncEngine) -> list[int]:
 DOWN, UP = "the database does not answer", "the database answers again"
 
 
-def changes(caplog: pytest.LogCaptureFixture) -> list[str]:
+def changes(caplog: "pytest.LogCaptureFixture") -> list[str]:
     """What was logged of the database's coming and going, without its reasons."""
     return [each for record in caplog.records for each in (DOWN, UP) if record.message.startswith(each)]
 

@@ -59,15 +59,6 @@ async def adding(engine: AsyncEngine, **data: str) -> AsyncIterator[Ledger]:
         await asyncio.wait({task})
 
 
-async def all_complete(engine: AsyncEngine, *, seconds: float = 20.0) -> None:
-    """Wait until no job is live."""
-
-    async def complete() -> bool:
-        return await count_jobs(engine, ~JobRow.is_complete) == 0
-
-    await until(complete, seconds=seconds)
-
-
 async def each_happened_once(engine: AsyncEngine, ledger: Ledger, *, tries_spent: bool = False) -> None:
     """Of the jobs for `write` none that was acknowledged is lost, none happened twice, and none spent a try."""
     assert ledger.acknowledged

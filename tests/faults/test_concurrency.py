@@ -25,7 +25,7 @@ from queue_kit import (
 from tests.database.clock import rows
 from tests.database.running import Gate, job_in, lapse, raw
 from tests.faults.broken import processes
-from tests.support import ADD_EFFECT, Recorder, count_jobs, effects, make_effects, row_of, until
+from tests.support import ADD_EFFECT, Recorder, all_complete, count_jobs, effects, make_effects, row_of, until
 
 # --- C1: many pullers -------------------------------------------------------------------------------------------------
 
@@ -43,11 +43,8 @@ async def test_c1_thirty_two_pullers_in_four_processes_claim_each_job_once(engin
         for _ in range(count // 1_000):
             ids += await add_jobs(engine, [NewJob("nothing")] * 1_000)
 
-        async def done() -> bool:
-            return await count_jobs(engine, ~JobRow.is_complete) == 0
-
         async def each_has_some() -> bool:
-            await until(done, seconds=40)
+            await all_complete(engine, seconds=40)
             if min(process.count("completed") for process in workers.all) > 0:
                 return True
             ids.extend(await add_jobs(engine, [NewJob("nothing")] * 500))
@@ -56,7 +53,6 @@ async def test_c1_thirty_two_pullers_in_four_processes_claim_each_job_once(engin
         await until(each_has_some, seconds=60)
         assert await asyncio.gather(*(process.stop() for process in workers.all)) == [0] * 4
         said = Counter(line for process in workers.all for line in process.lines if line.startswith("completed"))
-        assert min(process.count("completed") for process in workers.all) > 0
     assert said == {f"completed {job_id}": 1 for job_id in ids}
     once = (JobRow.claim_no == 1, JobRow.lost == 0, JobRow.retry_count == 0)
     assert await count_jobs(engine, JobRow.state == JobState.completed.value, *once) == len(ids)
@@ -150,7 +146,7 @@ async def test_c2_cancels_in_a_crowd_of_completions_leave_one_end_each(engine):
     async with QueueWorker(engine, {"write": write}, parallel_count=4, hooks=[hook]):
         for job_id in reversed(ids):
             answers[job_id] = await cancel_job(engine, job_id)
-        await until(lambda: all_over(engine))
+        await all_complete(engine)
     ended = {row.id: row.state for row in await rows(engine)}
     assert {JobState.cancelled, JobState.completed} <= set(ended.values())
     assert {
@@ -161,10 +157,6 @@ async def test_c2_cancels_in_a_crowd_of_completions_leave_one_end_each(engine):
     told = Counter(record.job.id for record in hook.settled)
     assert set(completed) <= set(told)
     assert set(told.values()) == {1}
-
-
-async def all_over(engine: AsyncEngine) -> bool:
-    return await count_jobs(engine, ~JobRow.is_complete) == 0
 
 
 # --- C3: retry and reclaim meet ---------------------------------------------------------------------------------------
@@ -189,19 +181,21 @@ async def test_c3_retries_by_hand_in_a_crowd_of_claims_start_each_job_once_more(
     options = {"poll_interval": 0.05, "parallel_count": 3}
     async with QueueWorker(engine, {"a": note}, **options), QueueWorker(engine, {"a": note}, **options):
         await asyncio.gather(*(insist() for _ in range(3)))
-        await until(lambda: all_over(engine))
+        await all_complete(engine)
     assert ran == dict.fromkeys(ids, 1)
     assert accepted == dict.fromkeys(ids[:30], 1)
     assert {row.state for row in await rows(engine)} == {JobState.completed}
 
 
 async def test_c3_a_retry_by_hand_that_meets_the_last_reclaim_finds_the_job_failed_or_still_running(pg_engine):
-    """A claim that gives a job up for good holds its row while the retry looks, in both orders."""
+    """While a claim that gives the job up is not committed, the job is not over; then a retry holds it until it is."""
     hook = Recorder()
     job_id = await add_job(pg_engine, "a", max_retry_count=1)
     await lapse(pg_engine, job_id, times=3)
-    with pytest.raises(JobConflict):
-        await retry_job(pg_engine, job_id)  # before the reclaim it is not over
+    async with pg_engine.connect() as reclaiming:
+        await reclaiming.execute(text("UPDATE queue_kit_job SET status = 3 WHERE id = :id"), {"id": job_id})
+        with pytest.raises(JobConflict):
+            await retry_job(pg_engine, job_id)
     assert (await QueueWorker(pg_engine, {"a": nothing}).drain())["failed"] == 1
     async with AsyncSession(pg_engine) as session:
         await retry_job(session, job_id)

@@ -17,8 +17,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 
 from queue_kit import ConfigurationError, JobRow, JobState, NewJob, QueueWorker, add_job, add_jobs
-from tests.database.running import Gate, raw
-from tests.faults.running import QUICK, adding, all_complete, each_happened_once, told_each_change_once, write
+from tests.database.running import Gate, raw, waits_for_a_lock
+from tests.faults.running import QUICK, adding, each_happened_once, told_each_change_once, write
 from tests.faults.server import DURABLE, OwnServer, own_server, raw_autocommit
 from tests.proxy import Proxy, url_through
 from tests.support import (
@@ -26,6 +26,7 @@ from tests.support import (
     DOWN,
     UP,
     Recorder,
+    all_complete,
     changes,
     count_jobs,
     effects,
@@ -378,7 +379,7 @@ async def test_d9_a_worker_that_a_deadlock_chose_writes_its_endings_again(effect
             await other.execute(text("SET LOCAL deadlock_timeout = '60s'"))  # or it might be the one that is ended
             await other.execute(text("UPDATE tally SET n = n + 10"))
             gate.open.set()
-            await until(lambda: raw(effect_engine, f"SELECT 1 FROM pg_stat_activity WHERE {WAITS_FOR_A_LOCK}"))
+            await until(lambda: waits_for_a_lock(effect_engine))
             await other.execute(text("SELECT 1 FROM queue_kit_job WHERE id = :id FOR UPDATE"), {"id": job_id})
             await until(lambda: "deadlock detected" in caplog.text)
             await other.commit()
@@ -391,9 +392,6 @@ async def test_d9_a_worker_that_a_deadlock_chose_writes_its_endings_again(effect
     told_each_change_once(caplog, hook.states)
 
 
-WAITS_FOR_A_LOCK = "datname = current_database() AND wait_event_type = 'Lock'"
-
-
 async def test_d9_adding_jobs_through_an_engine_is_tried_again_after_a_deadlock(effect_engine, victim):
     await set_for_new_connections(effect_engine, deadlock_timeout="100ms")
     insert = "INSERT INTO queue_kit_job (name, unique_key) VALUES ('write', :key)"
@@ -401,7 +399,7 @@ async def test_d9_adding_jobs_through_an_engine_is_tried_again_after_a_deadlock(
         await other.execute(text("SET LOCAL deadlock_timeout = '60s'"))
         await other.execute(text(insert), {"key": "b"})
         adding_both = asyncio.create_task(add_jobs(victim, [NewJob("write", unique_key=key) for key in ("a", "b")]))
-        await until(lambda: raw(effect_engine, f"SELECT 1 FROM pg_stat_activity WHERE {WAITS_FOR_A_LOCK}"))
+        await until(lambda: waits_for_a_lock(effect_engine))
         await other.execute(text(f"{insert} ON CONFLICT DO NOTHING"), {"key": "a"})
         await other.commit()
     assert await adding_both == [None, None]

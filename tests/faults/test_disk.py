@@ -4,7 +4,6 @@ processes that write at once, or that are killed while they write."""
 import asyncio
 import contextlib
 import sqlite3
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from queue_kit import JobRow, JobState, NewJob, QueueWorker, add_job, add_jobs, sqlite_engine
 from tests.conftest import Server
+from tests.crowd import crowd
 from tests.database.running import Gate, raw
 from tests.faults.disk import filled, small_disk
-from tests.faults.running import QUICK, adding, all_complete, each_happened_once, told_each_change_once, write
+from tests.faults.running import QUICK, adding, each_happened_once, told_each_change_once, write
 from tests.faults.server import own_server, raw_autocommit, ready
-from tests.support import Recorder, count_jobs, effects, row_of, until
-from tests.system.crowd import Member
+from tests.support import Recorder, all_complete, count_jobs, effects, row_of, until
 
 HERE = Path(__file__).parent
 
@@ -95,37 +94,23 @@ async def test_d13_d14_a_handler_that_meets_a_full_disk_spends_no_try(database):
             await until(lambda: hook.settled)
         assert hook.verdicts == ["released"]
         row = await row_of(engine, job_id)
-        assert full_was_said(row.errors)
+        assert "No space left on device" in str(row.errors) or "disk is full" in str(row.errors)
         assert row.retry_count == 0
-
-
-def full_was_said(errors: list[dict[str, Any]]) -> bool:
-    return "No space left on device" in str(errors) or "disk is full" in str(errors)
-
-
-@contextlib.asynccontextmanager
-async def processes(count: int, script: str, *arguments: object) -> AsyncIterator[list[Member]]:
-    """Processes that run a script of this folder, and are gone afterwards."""
-    command = [sys.executable, str(HERE / script), *map(str, arguments)]
-    pipe = asyncio.subprocess.PIPE
-    made = [Member(await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe)) for _ in range(count)]
-    try:
-        yield made
-    finally:
-        await asyncio.gather(*(member.kill() for member in made))
 
 
 async def test_d15_four_processes_that_write_into_one_file_lose_no_update(tmp_path):
     path = tmp_path / "queue.db"
-    async with ready(sqlite_engine(path)) as engine, processes(4, "counting.py", path) as workers:
+    async with ready(sqlite_engine(path)) as engine, crowd(HERE / "counting.py", path) as workers:
         await raw(engine, "CREATE TABLE tally (n INTEGER)")
         await raw(engine, "INSERT INTO tally VALUES (0)")
-        for worker in workers:
+        for _ in range(4):
+            await workers.start()
+        for worker in workers.all:
             await worker.says("started")
         await add_jobs(engine, [NewJob("count", max_retry_count=1)] * 100)
         await all_complete(engine, seconds=40)
-        assert await asyncio.gather(*(worker.stop() for worker in workers)) == [0] * 4
-        assert sum(worker.count("completed") > 0 for worker in workers) >= 2  # nobody promises each of them a share
+        assert await asyncio.gather(*(worker.stop() for worker in workers.all)) == [0] * 4
+        assert sum(worker.count("completed") > 0 for worker in workers.all) >= 2  # nobody promises each of them a share
         assert await count_jobs(engine, JobRow.state == JobState.completed.value) == 100
         assert await raw(engine, "SELECT n FROM tally") == [(100,)]
 
@@ -134,7 +119,8 @@ async def test_d16_writers_that_are_killed_leave_a_sound_file_with_all_that_was_
     """Scaled: 30 kills instead of 200."""
     path, told = tmp_path / "queue.db", tmp_path / "acknowledged"
     async with ready(sqlite_engine(path)) as engine:
-        async with processes(1, "killed.py", path, told, 16, 30) as (killer,):
+        async with crowd(HERE / "killed.py", path, told, 16, 30) as processes:
+            killer = await processes.start()
             await until(lambda: killer.count("killed") == 30, seconds=40)
         assert await raw(engine, "PRAGMA integrity_check") == [("ok",)]
         acknowledged = [int(line) for line in told.read_text().split()]

@@ -10,10 +10,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from queue_kit import JobRow, JobState, LeaseLost, NewJob, QueueWorker, add_job, add_jobs
 from tests.database.running import Gate, raw
-from tests.faults.running import QUICK, all_complete, told_each_change_once, write
+from tests.faults.running import QUICK, told_each_change_once, write
 from tests.faults.server import DURABLE, OwnServer, own_server, raw_autocommit
 from tests.proxy import Proxy, url_through
-from tests.support import ADD_EFFECT, Recorder, count_jobs, effects, row_of, until
+from tests.support import ADD_EFFECT, Recorder, all_complete, count_jobs, effects, row_of, until
 
 
 class Pair:

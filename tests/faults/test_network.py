@@ -17,9 +17,21 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from queue_kit import AmbiguousCommit, JobRow, JobState, LeaseLost, NewJob, QueueWorker, add_job, add_jobs
 from tests.database.clock import database_now
 from tests.database.running import Gate, listening, raw
-from tests.faults.running import QUICK, adding, all_complete, each_happened_once, told_each_change_once, write
+from tests.faults.running import QUICK, adding, each_happened_once, told_each_change_once, write
 from tests.proxy import Proxy, through_proxy
-from tests.support import ADD_EFFECT, DOWN, UP, Recorder, changes, count_jobs, effects, make_effects, row_of, until
+from tests.support import (
+    ADD_EFFECT,
+    DOWN,
+    UP,
+    Recorder,
+    all_complete,
+    changes,
+    count_jobs,
+    effects,
+    make_effects,
+    row_of,
+    until,
+)
 
 
 @pytest.fixture

@@ -17,10 +17,10 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from queue_kit import JobRow, JobState, NewJob, QueueWorker, add_job, add_jobs
+from tests.crowd import Crowd, Member
 from tests.database.running import Gate, raw, worker_rows
-from tests.faults.broken import Process, Processes, open_files, processes
-from tests.faults.running import all_complete
-from tests.support import Recorder, count_jobs, effects, make_effects, row_of, until
+from tests.faults.broken import open_files, processes
+from tests.support import Recorder, all_complete, count_jobs, effects, make_effects, row_of, until
 
 LEASE = 1.0
 POLL = 0.1
@@ -29,7 +29,7 @@ MARGIN = 5.0
 
 
 @pytest.fixture
-async def workers(engine: AsyncEngine, database_url: str) -> AsyncIterator[Processes]:
+async def workers(engine: AsyncEngine, database_url: str) -> AsyncIterator[Crowd]:
     await make_effects(engine)
     async with processes(database_url) as made:
         yield made
@@ -132,7 +132,7 @@ async def test_p9_a_signal_at_any_moment_of_a_start_ends_the_process(pg_engine, 
     """Up to `run()` it does what it does to any program; from there on it is a graceful stop. Nothing hangs."""
     dice = random.Random(9)
 
-    async def start_and_stop(made: Processes, delay: float) -> Process:
+    async def start_and_stop(made: Crowd, delay: float) -> Member:
         process = await made.start(grace=0.1)
         await asyncio.sleep(delay)  # the fault is to hit a moment that nobody chose
         process.send(signal.SIGTERM)
@@ -232,10 +232,6 @@ class Deadly:
             raise self.error
 
 
-DEADLY = {"CancelledError": asyncio.CancelledError(), "SystemExit": SystemExit(), "GeneratorExit": GeneratorExit()}
-
-
-@pytest.mark.parametrize("error", DEADLY.values(), ids=DEADLY.keys())
 async def nothing(event: Any, session: Any, job: Any) -> None: ...
 
 
@@ -299,9 +295,9 @@ async def test_p13_a_process_that_dies_for_want_of_memory_loses_no_other_job_and
     fine = await add_job(engine, "write", {"ledger": str(ledger)})
     deaths = []
     while not deaths or deaths[-1] != 0:
-        worker = await workers.start(memory=MEMORY, lease=LEASE, parallel_count=1)
+        worker = await workers.start(memory=MEMORY, lease=LEASE)
 
-        async def over(worker: Process = worker) -> bool:
+        async def over(worker: Member = worker) -> bool:
             return worker.status is not None or await complete(engine) == 2
 
         await until(over)

@@ -227,13 +227,22 @@ async def test_s7_no_name_or_key_becomes_sql(engine, canary):
     assert await add_jobs(engine, [NewJob(name, unique_key=name) for name in NAMES]) == [None] * len(NAMES)
     for name, first, second in zip(NAMES, typed, plain, strict=True):
         assert [row.id for row in await list_jobs(engine, name=name)] == [second, first]
+        assert [row.id for row in await list_jobs(engine, unique_key=name)] == [second]
         assert (await list_jobs(engine, name=name))[0].data == {name: name}
         assert await cancel_job(engine, second) is JobState.cancelled
         await retry_job(engine, second)
+        assert (await cancel_jobs(engine, name=name)).changed == 2
+        assert (await retry_jobs(engine, state=JobState.cancelled, name=name)).changed == 2
+        assert (await retry_jobs(engine, name=name, error_class=name, message=name)).changed == 0
+        assert await failure_groups(engine, name=name) == []
     plan = await register_cron_jobs(engine, [CronJob(name, far(), data={name: name}) for name in NAMES])
     assert set(plan.added) == set(NAMES)
     for name in NAMES:
+        await pause_cron_job(engine, name)
+        await resume_cron_job(engine, name)
         await make_due(engine, name)
+        due = await run_cron_job(engine, name)
+        assert (await list_jobs(engine, cron_name=name))[0].id == due
     async with QueueWorker(engine, jobs, included_names=NAMES, poll_interval=0.1, hooks=[hook]):
         await until(lambda: len(hook.settled) == 3 * len(NAMES))
     assert sorted(ran) == sorted(NAMES * 3)

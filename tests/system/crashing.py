@@ -49,9 +49,8 @@ async def freeze(event, session, job):
 
 @jobs.handler("poison", max_retry_count=2)
 async def poison(event, session, job):
-    """Ends its process, whatever else runs in it: at once, or after a round trip."""
-    if not job.data["at_once"]:
-        await session.execute(ADD_EFFECT, {"job_id": job.id})
+    """Ends its process, whatever else runs in it, after a round trip."""
+    await session.execute(ADD_EFFECT, {"job_id": job.id})
     os._exit(3)
 
 

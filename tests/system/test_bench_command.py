@@ -153,7 +153,3 @@ def test_jobs_that_could_not_be_removed_are_named(database_url, monkeypatch):
     assert result.exit_code == 1
     assert "Error: the jobs named 'queue_kit.bench." in result.output
     assert result.output.endswith("could not be removed: no way\n")
-
-
-def test_its_help_has_an_example(tmp_path: Path):
-    assert "Example:" in invoke("", "--help").output

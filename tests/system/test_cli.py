@@ -1,4 +1,4 @@
-"""The command line: what touches a database as a process of its own, its refusals in this one."""
+"""The command line: its refusals, and a migration and a worker as processes of their own."""
 
 import asyncio
 import os
@@ -46,28 +46,29 @@ def words(result: Result) -> str:
     return " ".join(result.output.split())
 
 
-async def test_migrate_then_check(empty_database_url, tmp_path):
-    before = run("check", cwd=tmp_path, url=empty_database_url)
-    assert (before.status, before.errors) == (1, "")
-    assert before.output.startswith("BAD  ")
-    assert "the queue's tables are missing: run `queue-kit migrate`" in before.output
+def test_migrate_then_check(empty_database_url, tmp_path):
+    before = invoke("check", url=empty_database_url)
+    assert (before.exit_code, before.stderr) == (1, "")
+    assert before.stdout.startswith("BAD  ")
+    assert "the queue's tables are missing: run `queue-kit migrate`" in before.stdout
     done = run("migrate", cwd=tmp_path, url=empty_database_url)
     assert done == Done(0, f"the schema went from version 0 to {migrate.VERSION}\n", "")
-    done = run("migrate", "--database-url", empty_database_url, cwd=tmp_path, url="the argument goes before")
-    assert done == Done(0, f"the schema is at version {migrate.VERSION} already\n", "")
-    done = run("check", cwd=tmp_path, url=empty_database_url)
+    again = invoke("migrate", "--database-url", empty_database_url, url="the argument goes before")
+    assert (again.exit_code, again.output) == (0, f"the schema is at version {migrate.VERSION} already\n")
+    after = invoke("check", url=empty_database_url)
     # A server of the tests may be set to leave dead rows lying.
-    assert [line for line in done.output.splitlines() if line[:2] != "ok" and "autovacuum is off" not in line] == []
-    assert (done.status, done.errors) == ("BAD" in done.output, "")
-    assert done.output.startswith(f"ok   the schema is at version {migrate.VERSION}, as a worker needs it\n")
+    assert [line for line in after.stdout.splitlines() if line[:2] != "ok" and "autovacuum is off" not in line] == []
+    assert (after.exit_code, after.stderr) == ("BAD" in after.stdout, "")
+    assert after.stdout.startswith(f"ok   the schema is at version {migrate.VERSION}, as a worker needs it\n")
 
 
-async def test_the_plain_forms_of_a_url_do(postgres_url, tmp_path):
+def test_the_plain_forms_of_a_url_do(postgres_url, tmp_path, monkeypatch):
     for scheme in ("postgres", "postgresql"):
         url = make_url(postgres_url).set(drivername=scheme).update_query_dict({"sslmode": "disable"})
-        done = run("migrate", cwd=tmp_path, url=url.render_as_string(hide_password=False))
-        assert (done.status, done.errors) == (0, "")
-    assert run("migrate", cwd=tmp_path, url="sqlite:///with space 'and quote.db").status == 0
+        done = invoke("migrate", url=url.render_as_string(hide_password=False))
+        assert (done.exit_code, done.stderr) == (0, "")
+    monkeypatch.chdir(tmp_path)
+    assert invoke("migrate", url="sqlite:///with space 'and quote.db").exit_code == 0
     assert (tmp_path / "with space 'and quote.db").exists()
 
 
@@ -103,10 +104,10 @@ def test_a_bad_url_is_explained_without_its_password(url, status, problem):
         assert SECRET not in result.output
 
 
-def test_what_a_server_says_is_masked(server, tmp_path):
+def test_what_a_server_says_is_masked(server):
     url = make_url(server.url).set(password=SECRET, database=SECRET)
-    done = run("check", cwd=tmp_path, url=url.render_as_string(hide_password=False))
-    assert (done.status, done.errors) == (1, "")
+    done = invoke("check", url=url.render_as_string(hide_password=False))
+    assert (done.exit_code, done.stderr) == (1, "")
     assert 'database "***" does not exist' in done.output or "authentication failed" in done.output
     assert SECRET not in done.output
 

@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -51,14 +52,20 @@ ONLY_TOO_DEEP_TO_PRINT = "[" * 500 + "]" * 500
 HOSTILE = "\x1b]0;owned\x07\x1b[2Jbad\r\u202etxt"
 
 
+async def invoke(*arguments: str, url: str | None, stdin: str | None = None) -> Result:
+    """A command in this process."""
+    runner = CliRunner()
+    return await asyncio.to_thread(
+        runner.invoke, main, arguments, prog_name="queue-kit", env={VARIABLE: url}, input=stdin
+    )
+
+
 @pytest.fixture
 def cli(database_url):
     """Runs a command in this process, on the test's database."""
 
     async def run(*arguments: str, status: int = 0, stdin: str | None = None) -> str:
-        result: Result = await asyncio.to_thread(
-            CliRunner().invoke, main, arguments, prog_name="queue-kit", env={VARIABLE: database_url}, input=stdin
-        )
+        result = await invoke(*arguments, url=database_url, stdin=stdin)
         assert result.exit_code == status, result.output
         return result.output
 
@@ -267,14 +274,17 @@ async def test_text_that_is_no_json_hides_no_other_job(sqlite_path):
     await raw(engine, f"UPDATE queue_kit_job SET data = 'not json', scheduled_at = 'soon' WHERE id = {bad}")
     await engine.dispose()
     runs = [["jobs"], ["jobs", "--json"], ["failures"], ["show", str(bad)]]
-    found = [
-        await asyncio.to_thread(CliRunner().invoke, main, command, env={VARIABLE: sqlite_url(sqlite_path)})
-        for command in runs
-    ]
+    found = [await invoke(*command, url=sqlite_url(sqlite_path)) for command in runs]
     assert [result.exit_code for result in found] == [0] * 4
     assert [job["id"] for job in json.loads(found[1].stdout)] == [bad, good]
     assert "data cannot be read" in found[3].output
     assert "soon" in found[3].output
+
+
+def pretend_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the commands think that somebody can be asked."""
+    stdin = type("In", (), {"isatty": lambda: True})
+    monkeypatch.setattr("queue_kit.cli.output.sys", type("Terminal", (), {"stdin": stdin}))
 
 
 # --- retry and cancel -------------------------------------------------------------------------------------------------
@@ -299,9 +309,7 @@ async def test_a_filter_counts_and_asks_first(engine, cli, monkeypatch):
     for _ in range(3):
         await job_in(engine, "failed", name="mail", errors=error())
     assert "Say --yes: there is no terminal" in await cli("retry", "--name", "mail", status=2)
-    monkeypatch.setattr(
-        "queue_kit.cli.output.sys", type("Terminal", (), {"stdin": type("In", (), {"isatty": lambda: True})})
-    )
+    pretend_a_terminal(monkeypatch)
     said = await cli("retry", "--name", "mail", "--limit", "2", status=1, stdin="n\n")
     assert "retry 2 jobs of name mail (more than 2 fit; these first)?" in said
     assert "Aborted!" in said
@@ -318,7 +326,7 @@ async def test_a_filter_counts_and_asks_first(engine, cli, monkeypatch):
 )
 async def test_a_filter_that_nothing_fits_is_told_beside_what_a_script_reads(engine, database_url, command, said):
     await job_in(engine, "failed", name="mail", errors=error())
-    result = await asyncio.to_thread(CliRunner().invoke, main, command, env={VARIABLE: database_url})
+    result = await invoke(*command, url=database_url)
     assert (result.exit_code, (result.stdout, result.stderr)) == (0, said)
 
 
@@ -344,11 +352,9 @@ async def test_a_message_can_be_copied_from_the_failures_to_a_retry(engine, cli,
 
 async def test_a_question_is_not_part_of_what_a_script_reads(engine, database_url, monkeypatch):
     await job_in(engine, "failed", name="mail")
-    monkeypatch.setattr(
-        "queue_kit.cli.output.sys", type("Terminal", (), {"stdin": type("In", (), {"isatty": lambda: True})})
-    )
+    pretend_a_terminal(monkeypatch)
     command = ["retry", "--name", "mail", "--json"]
-    result = await asyncio.to_thread(CliRunner().invoke, main, command, env={VARIABLE: database_url}, input="y\n")
+    result = await invoke(*command, url=database_url, stdin="y\n")
     assert json.loads(result.stdout)["changed"] == 1
     assert "retry 1 job of name mail?" in result.stderr
 
@@ -419,8 +425,7 @@ async def test_options_of_cron_stand_before_its_commands_or_behind_them(engine, 
     await register_cron_jobs(engine, [CronJob("report.daily", far())])
 
     async def cron(*arguments: str) -> str:
-        invoke = CliRunner().invoke
-        result = await asyncio.to_thread(invoke, main, ["cron", *arguments], env={VARIABLE: elsewhere})
+        result = await invoke("cron", *arguments, url=elsewhere)
         assert result.exit_code == 0, result.output
         return result.output
 
@@ -543,6 +548,7 @@ def test_a_live_view_on_a_terminal_keeps_the_screen_up_to_date(sqlite_path, tmp_
         os.close(theirs)
         seen = b""
         while seen.count(b"0 due, 0 scheduled") < 2:
+            assert select.select([ours], [], [], 30)[0], seen
             seen += os.read(ours, 4096)
         running.send_signal(signal.SIGINT)
         while True:  # until it has closed its side, or it would wait for a reader
@@ -590,7 +596,7 @@ async def test_an_invalid_index_and_a_trigger_that_is_off_are_named(pg_engine, p
 
 
 async def checked(url: str) -> Result:
-    return await asyncio.to_thread(CliRunner().invoke, main, ["check"], env={VARIABLE: url})
+    return await invoke("check", url=url)
 
 
 @pytest.mark.parametrize(("used", "status"), [(90, 0), (91, 1)])
@@ -652,7 +658,7 @@ async def test_a_log_that_a_reader_holds_up_is_told(sqlite_path, monkeypatch):
 
 async def locks_of(url: str, *, status: int) -> tuple[str, set[str]]:
     """What a check says of locks, and what else it has looked at."""
-    result = await asyncio.to_thread(CliRunner().invoke, main, ["check", "--json"], env={VARIABLE: url})
+    result = await invoke("check", "--json", url=url)
     found = {finding["about"]: finding["words"] for finding in json.loads(result.stdout)["findings"]}
     assert result.exit_code == status, found
     return found.pop("locks"), set(found)
@@ -732,9 +738,6 @@ async def test_a_process_that_keeps_the_lock_of_sqlite_is_told(sqlite_path, monk
 
 
 async def test_a_worker_is_alive_until_it_is_silent(engine, cli):
-    async def nothing(event, session, job):
-        """A handler that completes at once."""
-
     host = socket.gethostname()
     assert f"no worker of {host} said within 45 s" in await cli("check", "--worker", status=1)
     async with QueueWorker(engine, {"a": nothing}, listen=False):
@@ -747,9 +750,6 @@ async def test_a_worker_is_alive_until_it_is_silent(engine, cli):
 
 
 async def test_workers_are_listed(engine, cli):
-    async def nothing(event, session, job):
-        """A handler that completes at once."""
-
     assert json.loads(await cli("workers", "--json")) == []
     async with QueueWorker(engine, {"a": nothing, "b": nothing}, listen=False):
         (worker,) = json.loads(await cli("workers", "--json"))
@@ -786,7 +786,7 @@ async def test_a_database_that_says_nothing_is_waited_for_so_long(server, comman
     async with Proxy(url) as proxy:
         proxy.mute = True
         through = url_through(proxy, url).render_as_string(hide_password=False)
-        result = await asyncio.to_thread(CliRunner().invoke, main, command, env={VARIABLE: through})
+        result = await invoke(*command, url=through)
     assert "the database did not answer within 0.2 s" in result.output
     assert ("or a lock is held: see `queue-kit check`" in result.output) is (command != ["check"])
     assert result.exit_code == (0 if "--worker" in command else 1)
@@ -799,9 +799,7 @@ async def test_a_probe_gives_up_before_whoever_runs_it(pg_engine, postgres_url):
         await connection.execute(text("LOCK TABLE queue_kit_worker"))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys.modules["queue_kit.cli.health"], "PROBE", 0.2)
-            result = await asyncio.to_thread(
-                CliRunner().invoke, main, ["check", "--worker"], env={VARIABLE: postgres_url}
-            )
+            result = await invoke("check", "--worker", url=postgres_url)
     assert (result.exit_code, "did not answer within 0.2 s" in result.output) == (0, True)
 
 
@@ -823,15 +821,15 @@ NEEDS_TABLES = [
 
 @pytest.mark.parametrize("command", NEEDS_TABLES, ids=" ".join)
 async def test_without_tables_every_command_says_what_to_do(empty_database_url, command):
-    result = await asyncio.to_thread(CliRunner().invoke, main, command, env={VARIABLE: empty_database_url})
+    result = await invoke(*command, url=empty_database_url)
     assert (result.exit_code, MISSING in result.output) == (1, True), result.output
     assert "run `queue-kit migrate`" in result.output
 
 
 @pytest.mark.parametrize("command", NEEDS_TABLES, ids=" ".join)
-def test_a_mistyped_path_becomes_no_database(tmp_path, command):
+async def test_a_mistyped_path_becomes_no_database(tmp_path, command):
     path = tmp_path / "mistyped.db"
-    result = CliRunner().invoke(main, command, env={VARIABLE: sqlite_url(path)})
+    result = await invoke(*command, url=sqlite_url(path))
     assert (result.exit_code, "there is no file" in result.output) == (1, True), result.output
     assert not path.exists()
 
@@ -840,10 +838,7 @@ def test_a_mistyped_path_becomes_no_database(tmp_path, command):
 async def test_a_script_is_told_what_keeps_a_check_from_looking(empty_database_url, tmp_path, worker):
     async def said(url: str) -> tuple[str, str]:
         command = ["check", *worker]
-        runs = [
-            await asyncio.to_thread(CliRunner().invoke, main, each, env={VARIABLE: url})
-            for each in (command, [*command, "--json"])
-        ]
+        runs = [await invoke(*each, url=url) for each in (command, [*command, "--json"])]
         report = json.loads(runs[1].stdout)
         (finding,) = report["findings"]
         assert runs[0].stdout == f"BAD  {finding['words']}\n"
@@ -867,12 +862,12 @@ async def test_a_script_is_told_what_keeps_a_check_from_looking(empty_database_u
     assert (about, "there is no file" in words) == ("database", True)
 
 
-def test_a_database_that_does_not_answer_is_no_fault_of_the_worker():
+async def test_a_database_that_does_not_answer_is_no_fault_of_the_worker():
     url = "postgresql://u:geheim@127.0.0.1:1/x"  # pragma: allowlist secret
-    result = CliRunner().invoke(main, ["check", "--worker"], env={VARIABLE: url})
+    result = await invoke("check", "--worker", url=url)
     assert (result.exit_code, "so nobody knows" in result.output) == (0, True)
     assert "geheim" not in result.output
-    assert CliRunner().invoke(main, ["check"], env={VARIABLE: url}).exit_code == 1
+    assert (await invoke("check", url=url)).exit_code == 1
 
 
 @pytest.mark.parametrize(
@@ -890,7 +885,7 @@ async def test_a_database_that_refuses_connections_is_no_fault_of_the_worker(ser
         await admin.execute(f"CREATE ROLE {role} LOGIN")
         await admin.execute(outage.format(url.database))
         try:
-            probe = await asyncio.to_thread(CliRunner().invoke, main, ["check", "--worker"], env={VARIABLE: through})
+            probe = await invoke("check", "--worker", url=through)
             check = await checked(through)
         finally:
             await admin.execute(f"DROP ROLE {role}")
@@ -960,7 +955,7 @@ async def test_what_does_not_go_together_is_wrong_usage(app, cli):
     assert "names without a handler: nobody" in await cli("work", "hello_jobs:jobs", "--include", "nobody", status=1)
     both = ("--include", "hello", "--exclude", "fails")
     assert "not both" in await cli("work", "hello_jobs:jobs", *both, status=1)
-    without = await asyncio.to_thread(CliRunner().invoke, main, ["work", "hello_jobs:jobs"], env={VARIABLE: None})
+    without = await invoke("work", "hello_jobs:jobs", url=None)
     assert (without.exit_code, "say on which database" in without.output) == (2, True)
 
 

@@ -18,6 +18,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from sqlalchemy import text
 
 from queue_kit import JobState, add_job
+from tests.database.running import waits_for_a_lock
 from tests.support import row_of, until
 from tests.system.test_examples import imported
 
@@ -151,19 +152,11 @@ async def test_the_command_can_be_told_to_change_nothing(sqlite_path, tmp_path):
 
 async def test_the_command_ends_at_once_while_a_page_waits(pg_engine, tmp_path):
     url = pg_engine.url.render_as_string(hide_password=False)
-    waiting = text(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    )
     async with pg_engine.begin() as connection, httpx.AsyncClient() as visitor:
         async with served(url=url, cwd=tmp_path) as address:
             await connection.execute(text("LOCK TABLE queue_kit_job IN ACCESS EXCLUSIVE MODE"))
             page = asyncio.create_task(visitor.get(f"{address}jobs", timeout=30))
-
-            async def waits():
-                async with pg_engine.connect() as look:
-                    return (await look.execute(waiting)).scalar_one()
-
-            await until(waits)
+            await until(lambda: waits_for_a_lock(pg_engine))
             began = time.monotonic()
         assert time.monotonic() - began < 4.5  # the statement alone takes 5 s to end
         await asyncio.gather(page, return_exceptions=True)

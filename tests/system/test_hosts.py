@@ -14,11 +14,11 @@ import pytest
 from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from queue_kit import JobRow, JobState, NewJob, add_job, add_jobs, migrate
+from queue_kit import JobState, NewJob, add_job, add_jobs, migrate
+from tests.crowd import SHARING, Crowd, Member, crowd
 from tests.database.running import worker_rows
 from tests.postgres import postgres
-from tests.support import count_jobs, effects, make_effects, row_of, until
-from tests.system.crowd import Crowd, Member, crowd
+from tests.support import all_complete, effects, make_effects, row_of, until
 
 DATABASE_ADDRESS = "10.71.0.1"
 NAMES = ("alder", "birch", "cedar")
@@ -136,17 +136,10 @@ def there(far_server: str) -> str:
     return url.render_as_string(hide_password=False)
 
 
-async def all_complete(engine: AsyncEngine, count: int) -> None:
-    async def complete() -> bool:
-        return await count_jobs(engine, JobRow.is_complete) == count
-
-    await until(complete)
-
-
-async def start(workers: Crowd, network: Network, url: str, *names: str) -> list[Member]:
+async def start(workers: Crowd, network: Network, *names: str) -> list[Member]:
     """Start a worker on each of these hosts."""
     made = [
-        await workers.start(url, within=network.hosts[name].within, at=name, lease=LEASE, poll_interval=0.3)
+        await workers.start(within=network.hosts[name].within, at=name, lease=LEASE, poll_interval=0.3)
         for name in names
     ]
     for worker in made:
@@ -155,11 +148,11 @@ async def start(workers: Crowd, network: Network, url: str, *names: str) -> list
 
 
 async def test_three_hosts_share_the_work(network, here, there):
-    async with crowd() as workers:
-        await start(workers, network, there, *NAMES)
+    async with crowd(SHARING, there) as workers:
+        await start(workers, network, *NAMES)
         assert {row.host for row in await worker_rows(here)} == set(NAMES)
         ids = await add_jobs(here, [NewJob("write"), NewJob("idle")] * 60)
-        await all_complete(here, len(ids))
+        await all_complete(here)
         assert await asyncio.gather(*(worker.stop() for worker in workers.all)) == [0, 0, 0]
     said = Counter(line for worker in workers.all for line in worker.lines if line.startswith("completed"))
     assert said == {f"completed {job_id}": 1 for job_id in ids}
@@ -171,14 +164,14 @@ async def test_a_host_that_is_cut_off_loses_its_jobs_to_the_others_and_goes_on_w
     network, here, there, tmp_path
 ):
     cut, later = tmp_path / "cut", tmp_path / "later"
-    async with crowd() as workers:
-        (alder,) = await start(workers, network, there, "alder")
+    async with crowd(SHARING, there) as workers:
+        (alder,) = await start(workers, network, "alder")
         # One ends in a transaction of its own, one in the worker's, both while nothing can be written; one runs on.
         data = [{"until": f"{cut}", "write": True}, {"until": f"{cut}", "write": False}]
         ids = await add_jobs(here, [NewJob("wait", each) for each in [*data, {"until": f"{later}", "write": True}]])
         for job_id in ids:
             await alder.says(f"running {job_id}")
-        others = await start(workers, network, there, "birch", "cedar")
+        others = await start(workers, network, "birch", "cedar")
 
         network.unplug("alder")
         try:
@@ -189,7 +182,7 @@ async def test_a_host_that_is_cut_off_loses_its_jobs_to_the_others_and_goes_on_w
             await until(lambda: running(others) == set(ids))
             await alder.says(f"aborted {ids[2]} LeaseLost")
             later.touch()
-            await all_complete(here, 3)
+            await all_complete(here)
             assert alder.count("lost") == 0  # it cannot know yet
         finally:
             network.plug_in("alder")

@@ -1,4 +1,4 @@
-"""One, two, four and eight worker processes on one database: each job once, a share for everybody, no deadlock."""
+"""Two and eight worker processes on one database: each job once, a share for everybody, no deadlock."""
 
 import asyncio
 from collections import Counter
@@ -8,19 +8,19 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from queue_kit import JobRow, NewJob, add_jobs
+from tests.crowd import SHARING, crowd
 from tests.database.running import raw, worker_rows
-from tests.support import count_jobs, effects, make_effects, until
-from tests.system.crowd import crowd
+from tests.support import all_complete, count_jobs, effects, make_effects, until
 
 JOBS_EACH = 40
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4, 8])
+@pytest.mark.parametrize("workers", [2, 8])
 async def test_workers_share_the_jobs_and_each_job_runs_once(pg_engine, postgres_url, workers):
     await make_effects(pg_engine)
-    async with crowd() as processes:
+    async with crowd(SHARING, postgres_url) as processes:
         for _ in range(workers):
-            await processes.start(postgres_url, parallel_count=2, poll_interval=0.2)
+            await processes.start(parallel_count=2, poll_interval=0.2)
 
         async def all_are_there() -> bool:
             return len(await worker_rows(pg_engine)) == workers
@@ -28,11 +28,7 @@ async def test_workers_share_the_jobs_and_each_job_runs_once(pg_engine, postgres
         await until(all_are_there)
         names = ["write", "idle"] * (JOBS_EACH * workers // 2)
         ids = await add_jobs(pg_engine, [NewJob(name) for name in names])
-
-        async def all_are_done() -> bool:
-            return await count_jobs(pg_engine, JobRow.is_complete) == len(ids)
-
-        await until(all_are_done)
+        await all_complete(pg_engine)
         assert await asyncio.gather(*(process.stop() for process in processes.all)) == [0] * workers
     assert Counter(line for process in processes.all for line in process.lines if line.startswith("completed")) == {
         f"completed {job_id}": 1 for job_id in ids

@@ -4,15 +4,14 @@ import asyncio
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from sqlalchemy import URL, make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
@@ -28,12 +27,23 @@ from queue_kit import (
     migrate,
     register_cron_jobs,
 )
+from queue_kit.cli import main
 from tests.conftest import Server
+from tests.crowd import SHARING, crowd
 from tests.database.running import Gate, listening, raw
 from tests.faults.upgrading import Next, builders, is_waited_for
 from tests.postgres import unprivileged
-from tests.support import ADD_EFFECT, Recorder, count_jobs, effects, make_effects, row_of, until
-from tests.system.crowd import crowd
+from tests.support import (
+    ADD_EFFECT,
+    Recorder,
+    all_complete,
+    count_jobs,
+    effects,
+    free_port,
+    make_effects,
+    row_of,
+    until,
+)
 
 POOL_SIZE = 3
 
@@ -61,9 +71,7 @@ class PgBouncer:
     """A pooler in front of the tests' server."""
 
     def __init__(self, server: URL, folder: Path, **settings: object) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         reached = {
             "host": server.query.get("host") or server.host,
             "port": server.port or 5432,
@@ -326,10 +334,9 @@ async def test_an_index_that_is_half_built_is_not_taken_for_whole(server, pg_eng
 
 async def test_the_command_line_needs_no_arguments_for_a_pooler(bouncer, postgres_url):
     for _ in range(3):
-        command = [sys.executable, "-m", "queue_kit", "insights", "--database-url", bouncer.url(postgres_url)]
-        process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
-        _, errors = await process.communicate()
-        assert (process.returncode, errors) == (0, b"")
+        command = ["insights", "--database-url", bouncer.url(postgres_url)]
+        result = await asyncio.to_thread(CliRunner().invoke, main, command)
+        assert (result.exit_code, result.stderr) == (0, "")
 
 
 # --- many processes, and a pooler that is killed ----------------------------------------------------------------------
@@ -353,10 +360,10 @@ async def test_n8_nothing_is_lost_or_done_twice_when_the_pooler_is_killed_under_
                 broken.append(error)
                 await asyncio.sleep(0.05)
 
-    async with crowd() as workers:
+    async with crowd(SHARING, bouncer.url(postgres_url)) as workers:
         options = {"pooled": "yes", "listen": postgres_url, "lease": 2, "poll_interval": 0.2}
         for _ in range(3):
-            await workers.start(bouncer.url(postgres_url), **options)
+            await workers.start(**options)
         for worker in workers.all:
             await worker.says("started")
         orders = [asyncio.create_task(order(40)) for _ in range(6)]
@@ -369,11 +376,7 @@ async def test_n8_nothing_is_lost_or_done_twice_when_the_pooler_is_killed_under_
             await bouncer.restart()
         await asyncio.gather(*orders)
         assert broken
-
-        async def all_are_done() -> bool:
-            return await count_jobs(pg_engine, ~JobRow.is_complete) == 0
-
-        await until(all_are_done, seconds=30)
+        await all_complete(pg_engine, seconds=30)
         assert await asyncio.gather(*(worker.stop() for worker in workers.all)) == [0] * 3
     ordered = [job_id for (job_id,) in await raw(pg_engine, "SELECT job_id FROM ordered ORDER BY job_id")]
     assert len(ordered) >= 240

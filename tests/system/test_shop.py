@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.checks.test_documents import blocks
 from tests.conftest import Server, engine_for
-from tests.support import until
+from tests.support import free_port, until
 from tests.system.test_pytest_plugin import run
 
 SHOP = Path(__file__).resolve().parents[2] / "examples" / "shop"
@@ -96,9 +95,7 @@ async def empty(empty_database_url: str) -> AsyncIterator[AsyncEngine]:
 async def test_killed_under_load_it_confirms_every_order_once(
     empty: AsyncEngine, empty_database_url: str, tmp_path: Path
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     folder = tmp_path / "data"
     placed: list[str] = []
     broken = 0

@@ -5,7 +5,6 @@ handlers of every kind.
 import asyncio
 import contextlib
 import signal
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,8 +12,9 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from queue_kit import ConfigurationError, JobState, QueueWorker, add_job
+from tests.crowd import Member, crowd
 from tests.database.running import worker_rows
-from tests.support import row_of, until
+from tests.support import Recorder, row_of, until
 
 SCRIPT = Path(__file__).with_name("signalled.py")
 TERM, INT = signal.SIGTERM, signal.SIGINT
@@ -24,51 +24,18 @@ AT_ONCE = 30.0
 """For what must not wait for any of the long times: leaving, and an interpreter that ends, on a busy machine."""
 
 
-class Worker:
-    """A process with a worker, and the words it has said."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-        self.said: list[str] = []
-
-    async def until_it_says(self, word: str) -> None:
-        assert self.process.stdout is not None
-        async with asyncio.timeout(30):
-            while word not in self.said:
-                line = await self.process.stdout.readline()
-                assert line, f"it ended after {self.said}: {await self._errors()}"
-                self.said.append(line.decode().strip())
-
-    def send(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
-
-    async def ends(self, *, within: float) -> int:
-        """Its exit status; nothing but its log may be on stderr."""
-        async with asyncio.timeout(within):
-            out, err = await self.process.communicate()
-        self.said += out.decode().split("\n")[:-1]
-        assert b"Traceback" not in err, err.decode()
-        assert b"Task was destroyed" not in err, err.decode()
-        assert self.process.returncode is not None
-        return self.process.returncode
-
-    async def _errors(self) -> str:
-        assert self.process.stderr is not None
-        return (await self.process.stderr.read()).decode()
-
-
 @contextlib.asynccontextmanager
-async def worker(url: str, handler: str, **options: object) -> AsyncIterator[Worker]:
+async def worker(url: str, handler: str, **options: object) -> AsyncIterator[Member]:
     """A started process; it is gone afterwards, however the test ends."""
-    command = [sys.executable, SCRIPT, url, handler, *(f"{name}={value}" for name, value in options.items())]
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe)
-    try:
-        yield Worker(process)
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
+    async with crowd(SCRIPT, url, handler) as processes:
+        yield await processes.start(**options)
+
+
+async def end_of(process: Member, *, within: float) -> int:
+    """Its exit status; nothing but its log may be on stderr."""
+    status = await process.over(seconds=within)
+    assert not [line for line in process.log if "Traceback" in line or "Task was destroyed" in line], process.log
+    return status
 
 
 async def nothing_is_held(engine: AsyncEngine, *job_ids: int) -> bool:
@@ -83,11 +50,11 @@ async def nothing_is_held(engine: AsyncEngine, *job_ids: int) -> bool:
 async def test_p6_a_signal_finishes_what_runs_and_starts_nothing_more(engine, database_url, number):
     first, second = await add_job(engine, "work"), await add_job(engine, "work")
     async with worker(database_url, "finishes", grace=LONG) as process:
-        await process.until_it_says("running")
+        await process.says("running")
         process.send(number)
-        assert await process.ends(within=AT_ONCE) == 0
+        assert await end_of(process, within=AT_ONCE) == 0
     expected = ["ready", "started", "running", "stopping", "finished", "completed", "stopped", "left run"]
-    assert process.said == expected
+    assert process.lines == expected
     assert (await row_of(engine, first)).state is JobState.completed
     assert (await row_of(engine, second)).claim_no == 0
     assert await nothing_is_held(engine, first, second)
@@ -96,9 +63,9 @@ async def test_p6_a_signal_finishes_what_runs_and_starts_nothing_more(engine, da
 @pytest.mark.parametrize("number", [TERM, INT])
 async def test_an_idle_worker_leaves_at_once(engine, database_url, number):
     async with worker(database_url, "finishes", grace=LONG, cancel_grace=LONG) as process:
-        await process.until_it_says("started")
+        await process.says("started")
         process.send(number)
-        assert await process.ends(within=AT_ONCE) == 0
+        assert await end_of(process, within=AT_ONCE) == 0
     assert await nothing_is_held(engine)
 
 
@@ -110,9 +77,9 @@ MOMENTS = ["connect:1", "checkin:1", "connect:2", "checkin:2", "checkout:3", "ch
 async def test_p9_a_signal_during_the_start_is_not_lost_and_ends_it_cleanly(engine, database_url, moment):
     job_id = await add_job(engine, "work")
     async with worker(database_url, "endless", signal_at=moment, grace=0.1) as process:
-        await process.until_it_says("signalled")
-        assert await process.ends(within=AT_ONCE) == 0
-    assert process.said[-1] == "left run"
+        await process.says("signalled")
+        assert await end_of(process, within=AT_ONCE) == 0
+    assert process.lines[-1] == "left run"
     assert await nothing_is_held(engine, job_id)
 
 
@@ -130,8 +97,8 @@ async def test_p9_a_signal_ends_a_start_whose_database_says_nothing():
         async with worker(f"postgresql+asyncpg://user@{host}:{port}/name", "endless") as process:
             await asyncio.wait_for(connected.wait(), 30)
             process.send(TERM)
-            assert await process.ends(within=AT_ONCE) == 0
-    assert process.said == ["ready", "left run"]
+            assert await end_of(process, within=AT_ONCE) == 0
+    assert process.lines == ["ready", "left run"]
 
 
 SECOND = [(TERM, TERM, 128 + 15), (INT, INT, 128 + 2), (TERM, INT, 128 + 2), (INT, TERM, 128 + 15)]
@@ -141,12 +108,12 @@ SECOND = [(TERM, TERM, 128 + 15), (INT, INT, 128 + 2), (TERM, INT, 128 + 2), (IN
 async def test_p8_a_second_signal_leaves_at_once(engine, database_url, first, second, status):
     job_id = await add_job(engine, "work")
     async with worker(database_url, "endless", grace=LONG, cancel_grace=LONG) as process:
-        await process.until_it_says("running")
+        await process.says("running")
         process.send(first)
-        await process.until_it_says("stopping")
+        await process.says("stopping")
         process.send(second)
-        assert await process.ends(within=AT_ONCE) == status
-    assert process.said[-1] == "stopping"
+        assert await end_of(process, within=AT_ONCE) == status
+    assert process.lines[-1] == "stopping"
     assert (await row_of(engine, job_id)).state is JobState.running  # its lease will lapse
 
 
@@ -155,21 +122,21 @@ async def test_p7_after_the_grace_a_job_is_cut_off_and_given_back(engine, databa
     job_id = await add_job(engine, "work")
     # Long enough for what is given back to be written on a busy machine too.
     async with worker(database_url, handler, grace=0.2, cancel_grace=2.0) as process:
-        await process.until_it_says("running")
+        await process.says("running")
         process.send(TERM)
-        assert await process.ends(within=2.2 + AT_ONCE) == status
-    assert {"released", "stopped"} <= set(process.said)
-    assert ("left run" in process.said) is (status == 0)
-    assert ("refused" in process.said) is (handler == "refuses")
+        assert await end_of(process, within=2.2 + AT_ONCE) == status
+    assert {"released", "stopped"} <= set(process.lines)
+    assert ("left run" in process.lines) is (status == 0)
+    assert ("refused" in process.lines) is (handler == "refuses")
     assert await nothing_is_held(engine, job_id)
 
 
 async def test_a_handler_that_exits_ends_its_job_and_not_the_process(engine, database_url):
     job_id = await add_job(engine, "work")
     async with worker(database_url, "exits") as process:
-        await process.until_it_says("failed")
+        await process.says("failed")
         process.send(TERM)
-        assert await process.ends(within=AT_ONCE) == 0
+        assert await end_of(process, within=AT_ONCE) == 0
     assert (await row_of(engine, job_id)).errors[0]["class"] == "SystemExit"
 
 
@@ -184,19 +151,19 @@ async def test_p8_a_second_signal_leaves_at_once_even_when_a_handler_blocks_the_
 ):
     await add_job(engine, "work")
     async with worker(database_url, handler, grace=LONG, cancel_grace=LONG) as process:
-        await process.until_it_says("running")
+        await process.says("running")
         process.send(INT)
         process.send(TERM)  # two of a kind that wait together would be one; which of the two comes second is open
-        assert await process.ends(within=AT_ONCE) in (128 + INT, 128 + TERM)
+        assert await end_of(process, within=AT_ONCE) in (128 + INT, 128 + TERM)
 
 
 @pytest.mark.parametrize("handler", BLOCKING)
 async def test_a_handler_that_blocks_the_event_loop_keeps_no_process_beyond_its_deadline(engine, database_url, handler):
     job_id = await add_job(engine, "work")
     async with worker(database_url, handler, grace=0.2, cancel_grace=0.5) as process:
-        await process.until_it_says("running")
+        await process.says("running")
         process.send(TERM)
-        assert await process.ends(within=0.7 + AT_ONCE) == 1
+        assert await end_of(process, within=0.7 + AT_ONCE) == 1
     assert (await row_of(engine, job_id)).state is JobState.running  # its lease will lapse
 
 
@@ -210,34 +177,24 @@ async def test_run_is_refused_outside_the_main_thread_and_starts_nothing(engine)
 
 
 async def test_a_second_run_in_one_process_is_refused_and_the_first_goes_on(engine):
-    states: list[str] = []
-
-    class Hook:
-        def on_worker_state(self, record) -> None:
-            states.append(record.state)
-
-    first = asyncio.create_task(QueueWorker(engine, {}, hooks=[Hook()]).run())
-    await until(lambda: states)
+    hook = Recorder()
+    first = asyncio.create_task(QueueWorker(engine, {}, hooks=[hook]).run())
+    await until(lambda: hook.states)
     with pytest.raises(ConfigurationError, match=r"another worker's run\(\).*use start\(\) and stop\(\)"):
         await QueueWorker(engine, {}).run()
     signal.raise_signal(TERM)
     await asyncio.wait_for(first, AT_ONCE)
-    assert states == ["started", "stopping", "stopped"]
+    assert hook.states == ["started", "stopping", "stopped"]
 
 
 async def test_run_in_the_main_thread_hears_the_process_signal_and_takes_its_handlers_back(engine):
     before = signal.getsignal(TERM)
-    states: list[str] = []
-
-    class Hook:
-        def on_worker_state(self, record) -> None:
-            states.append(record.state)
-
+    hook = Recorder()
     for _ in range(2):
-        states.clear()
-        running = asyncio.create_task(QueueWorker(engine, {}, hooks=[Hook()]).run())
-        await until(lambda: states)
+        hook.states.clear()
+        running = asyncio.create_task(QueueWorker(engine, {}, hooks=[hook]).run())
+        await until(lambda: hook.states)
         signal.raise_signal(TERM)
         await asyncio.wait_for(running, AT_ONCE)
-        assert states == ["started", "stopping", "stopped"]
+        assert hook.states == ["started", "stopping", "stopped"]
         assert signal.getsignal(TERM) == before

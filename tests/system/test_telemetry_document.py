@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import socket
 import sys
 import textwrap
 from collections.abc import AsyncIterator, Iterator
@@ -19,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from queue_kit import Handlers, QueueWorker, add_job, hooks
 from tests.checks.test_documents import blocks
-from tests.support import Recorder, until
+from tests.support import Recorder, free_port, until
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "telemetry.md").read_text()
 
@@ -142,9 +141,7 @@ async def test_aiohttp_serves_metrics(engine, jobs, clean):
 
 
 async def test_a_worker_of_its_own_serves_metrics(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     code = recipe("start_http_server(").replace("9100", str(port))
     begin = """
     async def main():

@@ -47,7 +47,6 @@ class Evidence:
     lines: Sequence[Line]
     probes: list[Probe] = field(default_factory=list)
     deaths: list[str] = field(default_factory=list)
-    unfinished: int = 0
     leased: list[int] = field(default_factory=list)
     integrity: list[str] = field(default_factory=list)
 
