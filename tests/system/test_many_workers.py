@@ -1,4 +1,4 @@
-"""Two and eight worker processes on one database: each job once, a share for everybody, no deadlock."""
+"""One, two, four and eight worker processes on one database: each job once, a share for everybody, no deadlock."""
 
 import asyncio
 from collections import Counter
@@ -15,7 +15,7 @@ from tests.support import all_complete, count_jobs, effects, make_effects, until
 JOBS_EACH = 40
 
 
-@pytest.mark.parametrize("workers", [2, 8])
+@pytest.mark.parametrize("workers", [1, 2, 4, 8])
 async def test_workers_share_the_jobs_and_each_job_runs_once(pg_engine, postgres_url, workers):
     await make_effects(pg_engine)
     async with crowd(SHARING, postgres_url) as processes:
