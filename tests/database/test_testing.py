@@ -183,7 +183,7 @@ async def test_drain_does_what_a_worker_does(engine: AsyncEngine) -> None:
     await make_effects(engine)
     async with rolled_back(engine) as connection, AsyncSession(connection) as session:
         await fill(session)
-        counts = await drain(session, everything)
+        counts = await drain(session, everything, retry_delay=60)  # none is due again, however long it takes
         drained = await seen(session)
     async with engine.begin() as connection:
         if connection.dialect.name == "postgresql":  # a sequence goes on after a rollback
@@ -191,7 +191,7 @@ async def test_drain_does_what_a_worker_does(engine: AsyncEngine) -> None:
     async with AsyncSession(engine) as session:
         await fill(session)
         await session.commit()
-    assert await QueueWorker(engine, everything, prefetch=0).drain() == counts
+    assert await QueueWorker(engine, everything, prefetch=0, retry_delay=60).drain() == counts
     async with AsyncSession(engine) as session:
         assert await seen(session) == drained
     assert verdicts(counts) == {"completed": 9, "retried": 4, "failed": 4, "snoozed": 1}
@@ -200,7 +200,8 @@ async def test_drain_does_what_a_worker_does(engine: AsyncEngine) -> None:
 async def test_handlers_write_in_the_callers_transaction_or_not_at_all(session: AsyncSession) -> None:
     ok, bad, kept = [await add_job(session, name) for name in ("returns", "raises", "checkpoints")]
 
-    assert verdicts(await drain(session, everything)) == {"completed": 1, "retried": 1, "failed": 1}
+    counts = await drain(session, everything, retry_delay=60)
+    assert verdicts(counts) == {"completed": 1, "retried": 1, "failed": 1}
 
     assert await written(session) == [ok, kept]
     (retry,) = await enqueued(session)
@@ -280,7 +281,7 @@ async def test_hooks_hear_a_drain(session: AsyncSession) -> None:
     hook = Recorder()
     await add_job(session, "returns")
     await add_job(session, "raises")
-    await drain(session, everything, hooks=[hook])
+    await drain(session, everything, retry_delay=60, hooks=[hook])
     assert hook.verdicts == ["completed", "retried"]
     assert [record.job.name for record in hook.started] == ["returns", "raises"]
 
