@@ -26,7 +26,7 @@ from queue_kit._commits import Commits, GuardedTransaction
 from queue_kit._error_record import chain
 from queue_kit._lazy_session import GUARD, FencedSession, LazySession, listen, run_is_over
 from queue_kit._statements import database, fencing
-from queue_kit._transient import is_connection_lost, is_server_trouble
+from queue_kit._transient import LOCK_NOT_AVAILABLE, is_connection_lost, is_server_trouble, sqlstate
 from queue_kit.enqueue import HELD_JOB
 from queue_kit.errors import JobAborted, LeaseLost, ShuttingDown, UnfencedCommit
 from queue_kit.event import AbortToken
@@ -52,6 +52,11 @@ INTERRUPT_EVERY = 0.02
 def settling_seconds(lease: float) -> float:
     """How long a fenced commit may take, whatever the handler's timeout: within it a lease is renewed."""
     return max(lease / 3, 1.0)
+
+
+def too_long(lease: float) -> TimeoutError:
+    """What becomes of a fenced commit that takes longer."""
+    return TimeoutError(f"the commit took over {settling_seconds(lease):g} s; is its row locked?")
 
 
 @dataclass(slots=True)
@@ -152,7 +157,9 @@ class HandlerSession:
         try:
             await self.session.commit()
         except DBAPIError as error:
-            if in_words is not None and fencing.NOT_OURS in str(error.orig):
+            if self._committing and sqlstate(error) == LOCK_NOT_AVAILABLE:
+                raise too_long(self._setting.lease) from error
+            if self._committing and fencing.NOT_OURS in str(error.orig):
                 raise self._lost() from None
             raise
 
@@ -345,7 +352,10 @@ class HandlerSession:
         assert self._ending is not None
         connection = self._connection if isinstance(session, FencedSession) else None  # it has no other one
         if connection is not None and self._transaction is not None and self._ending_in_words is not None:
-            self._transaction.last_words = self._ending_in_words
+            # Its wait for the row ends before the worker's: a server that waited on would commit what was given up.
+            self._transaction.last_words = (
+                f"SET LOCAL lock_timeout = {self._budget * 9 // 10:d}; {self._ending_in_words}"
+            )
             return
         # The session's own execute takes 60 us more.
         self.require(self._ending((session if connection is None else connection).execute))

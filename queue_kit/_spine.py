@@ -22,7 +22,7 @@ from queue_kit._link import Link
 from queue_kit._pace import Pace
 from queue_kit._patience import Patience
 from queue_kit._run import SUCCESS, Limits, Run, without_running
-from queue_kit._session import HandlerSession, settling_seconds
+from queue_kit._session import HandlerSession, settling_seconds, too_long
 from queue_kit._sessions import Sessions
 from queue_kit._store import Store
 from queue_kit._transient import is_connection_lost, is_transient
@@ -184,9 +184,7 @@ class Spine:
             self._kill(session)
             commit.cancel()
             await asyncio.wait({commit}, timeout=1.0)
-            return await self._reread(
-                run, session, TimeoutError(f"the commit took over {budget:g} s; is its row locked?")
-            )
+            return await self._reread(run, session, too_long(self._store.lease))
         error = commit.result()
         if error is None:
             return SUCCESS, True
