@@ -79,6 +79,7 @@ class Rules:
         self._note("database", f"job {row.id} completed")
         self._completions[row.id] += 1
         self.counts["completions"] += 1
+        self.counts["completions with effects"] += bool(row.effects)
         if self._completions[row.id] > 1:
             self.breach(f"job {row.id} was completed twice")
         run = self._run(row)

@@ -16,7 +16,18 @@ CHUNK = 50
 MOST_SEEDS = 400
 """Within which a wrong core must be noticed."""
 
-HAPPENS = ("claims", "lapses", "completions", "completed", "retried", "failed", "snoozed", "released", "lost")
+HAPPENS = (
+    "claims",
+    "lapses",
+    "completions",
+    "completions with effects",
+    "completed",
+    "retried",
+    "failed",
+    "snoozed",
+    "released",
+    "lost",
+)
 """What each of the chunks must have seen, or its rules had nothing to judge."""
 
 
