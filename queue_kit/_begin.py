@@ -22,22 +22,19 @@ def begin(
     statement_timeout: int | None,
     commits: Commits,
     may_commit: MayCommit,
-) -> GuardedTransaction | None:
+) -> None:
     """Begin the transaction of a connection that SQLAlchemy takes for begun, with an isolation level and milliseconds
-    for each statement (`None` is what the connection has), and refuse its commit unless `may_commit`. `None` where the
-    transaction cannot be had itself, and its connection is watched instead."""
+    for each statement (`None` is what the connection has), and refuse its commit unless `may_commit`."""
     adapter: Any = connection.connection.dbapi_connection
     if _can_begin(adapter):
         transaction = _send_begin(connection, adapter, isolation, statement_timeout)
-        guarded = GuardedTransaction(adapter.driver_connection, transaction, may_commit)
-        adapter._transaction = guarded  # noqa: SLF001
-        return guarded
+        adapter._transaction = GuardedTransaction(transaction, may_commit)  # noqa: SLF001
+        return
     commits.watch(connection, may_commit)
     if isolation is not None:
         connection.exec_driver_sql(f"SET TRANSACTION ISOLATION LEVEL {isolation}")
     if statement_timeout is not None:
         connection.execute(database.limit_statements(), {"milliseconds": str(statement_timeout)})
-    return None
 
 
 def _can_begin(adapter: Any) -> bool:

@@ -13,41 +13,23 @@ MayCommit: TypeAlias = Callable[[], bool]
 
 
 class GuardedTransaction:
-    """asyncpg's transaction, as SQLAlchemy uses it, whose commit asks first.
+    """asyncpg's transaction, as SQLAlchemy uses it, whose commit asks first."""
 
-    `last_words` is a statement that is sent together with COMMIT: one answer of the server less to wait for, a fifth of
-    what a small transaction takes. Where it fails, nothing is committed.
-    """
+    __slots__ = ("_may_commit", "_transaction")
 
-    __slots__ = ("_driver", "_may_commit", "_transaction", "last_words")
-
-    def __init__(self, driver: Any, transaction: Any, may_commit: MayCommit) -> None:
-        self._driver = driver
+    def __init__(self, transaction: Any, may_commit: MayCommit) -> None:
         self._transaction = transaction
         self._may_commit = may_commit
-        self.last_words: str | None = None
 
     def commit(self) -> Awaitable[None]:
         """Commit, or roll back and raise `UnfencedCommit`."""
-        if not self._may_commit():
-            return self._refuse()
-        committing: Awaitable[None] = self._transaction.commit() if self.last_words is None else self._say_and_commit()
+        committing: Awaitable[None] = self._transaction.commit() if self._may_commit() else self._refuse()
         return committing
 
     def rollback(self) -> Awaitable[None]:
         """Roll back."""
         rolling_back: Awaitable[None] = self._transaction.rollback()
         return rolling_back
-
-    async def _say_and_commit(self) -> None:
-        try:
-            await self._driver.execute(f"{self.last_words}; COMMIT")
-        except Exception:
-            if not self._driver.is_closed() and self._driver.is_in_transaction():
-                await self._transaction.rollback()
-            raise
-        finally:
-            self._driver._top_xact = None  # noqa: SLF001 - as asyncpg's own commit does
 
     async def _refuse(self) -> None:
         await self._transaction.rollback()

@@ -17,16 +17,16 @@ from typing import Any, TypeAlias
 from uuid import UUID
 
 from sqlalchemy import Connection, event, util
-from sqlalchemy.exc import DBAPIError, InvalidRequestError, MissingGreenlet
+from sqlalchemy.exc import InvalidRequestError, MissingGreenlet
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from queue_kit._begin import begin
-from queue_kit._commits import Commits, GuardedTransaction
+from queue_kit._commits import Commits
 from queue_kit._error_record import chain
 from queue_kit._lazy_session import GUARD, FencedSession, LazySession, listen, run_is_over
 from queue_kit._statements import database, fencing
-from queue_kit._transient import LOCK_NOT_AVAILABLE, is_connection_lost, is_server_trouble, sqlstate
+from queue_kit._transient import is_connection_lost, is_server_trouble
 from queue_kit.enqueue import HELD_JOB
 from queue_kit.errors import JobAborted, LeaseLost, ShuttingDown, UnfencedCommit
 from queue_kit.event import AbortToken
@@ -52,11 +52,6 @@ INTERRUPT_EVERY = 0.02
 def settling_seconds(lease: float) -> float:
     """How long a fenced commit may take, whatever the handler's timeout: within it a lease is renewed."""
     return max(lease / 3, 1.0)
-
-
-def too_long(lease: float) -> TimeoutError:
-    """What becomes of a fenced commit that takes longer."""
-    return TimeoutError(f"the commit took over {settling_seconds(lease):g} s; is its row locked?")
 
 
 @dataclass(slots=True)
@@ -86,9 +81,7 @@ class HandlerSession:
     _entering = False
     _committing = False
     _closing = False
-    _ending: Callable[[Execute], Any] | None = None
-    _ending_in_words: str | None = None
-    _transaction: GuardedTransaction | None = None
+    _ending: Callable[[Execute], None] | None = None
     _connection: Connection | None = None
     _statement_timeout: int | None = None
     _killed: JobAborted | None = None
@@ -146,22 +139,11 @@ class HandlerSession:
         closed = self._last_driver is not None and self._last_driver.is_closed()
         return closed and any(is_connection_lost(each) for each in chain(error) if not isinstance(each, TimeoutError))
 
-    async def commit(self, ending: Callable[[Execute], Any], in_words: str | None = None) -> None:
-        """Commit the handler's writes together with the job's ending, which `ending` writes with what executes
-        statements in the transaction; its result's rowcount tells whether the job is still ours. `in_words` is the same
-        as a text, see `fencing.as_words`.
-
-        Raises `LeaseLost` when it is not.
-        """
-        self._ending, self._ending_in_words = ending, in_words
-        try:
-            await self.session.commit()
-        except DBAPIError as error:
-            if self._committing and sqlstate(error) == LOCK_NOT_AVAILABLE:
-                raise too_long(self._setting.lease) from error
-            if self._committing and fencing.NOT_OURS in str(error.orig):
-                raise self._lost() from None
-            raise
+    async def commit(self, ending: Callable[[Execute], None]) -> None:
+        """Commit the handler's writes together with the job's ending, which `ending` writes and fences with what
+        executes statements in the transaction."""
+        self._ending = ending
+        await self.session.commit()
 
     async def rollback_and_close(self) -> None:
         """Undo what is not committed and give the connection back."""
@@ -296,7 +278,7 @@ class HandlerSession:
             self._refuse_when_over()
         if not self._setting.embedded:
             self._statement_timeout = self._time_left()
-            self._transaction = begin(
+            begin(
                 connection,
                 isolation=self._setting.isolation,
                 statement_timeout=self._statement_timeout,
@@ -340,25 +322,15 @@ class HandlerSession:
         if self._ending is not None:
             self._limit_by_budget()
             session.flush()  # or an error of what is flushed would pass for one of the ending's
-            self._write_ending(session)
+            # On the connection itself, where a session has only one: the session's own execute takes 60 us more.
+            connection = self._connection if isinstance(session, FencedSession) else None
+            self._ending((session if connection is None else connection).execute)
         else:
             session.flush()  # or its statements would come after, and under the fence's budget
             if not (self._setting.embedded or self._setting.joined):
                 session.execute(database.limit_lock_wait(), {"milliseconds": str(self._budget)})
             self.require(session.execute(fencing.checkpoint_one(), {**self._fence, "lease": self._setting.lease}))
         self._committing = True
-
-    def _write_ending(self, session: Session) -> None:
-        assert self._ending is not None
-        connection = self._connection if isinstance(session, FencedSession) else None  # it has no other one
-        if connection is not None and self._transaction is not None and self._ending_in_words is not None:
-            # Its wait for the row ends before the worker's: a server that waited on would commit what was given up.
-            self._transaction.last_words = (
-                f"SET LOCAL lock_timeout = {self._budget * 9 // 10:d}; {self._ending_in_words}"
-            )
-            return
-        # The session's own execute takes 60 us more.
-        self.require(self._ending((session if connection is None else connection).execute))
 
     def _limit_by_budget(self) -> None:
         """Give the statements of the ending their own time: the handler's may be over."""
@@ -382,12 +354,9 @@ class HandlerSession:
     def require(self, result: Any) -> None:
         """Refuse the commit unless the fenced statement found the job still ours."""
         if result.rowcount != 1:
-            raise self._lost()
-
-    def _lost(self) -> LeaseLost:
-        lost = LeaseLost(f"job {self._claimed.job.id} is not ours any more: another worker may run it")
-        self._token.abort(lost)
-        return lost
+            lost = LeaseLost(f"job {self._claimed.job.id} is not ours any more: another worker may run it")
+            self._token.abort(lost)
+            raise lost
 
     def _may_commit(self) -> bool:
         """Whether the connection's commit is the session's own."""
@@ -398,7 +367,7 @@ class HandlerSession:
         self._committing = False
         if self._setting.embedded and self._driver is not None:
             vars(self._driver).pop("_execute", None)  # the connection goes back to its pool as it came
-        self._driver = self._connection = self._transaction = None
+        self._driver = self._connection = None
         if self._held_since is not None:
             self._connected.set()
         self._release()

@@ -22,7 +22,7 @@ from queue_kit._link import Link
 from queue_kit._pace import Pace
 from queue_kit._patience import Patience
 from queue_kit._run import SUCCESS, Limits, Run, without_running
-from queue_kit._session import HandlerSession, settling_seconds, too_long
+from queue_kit._session import HandlerSession, settling_seconds
 from queue_kit._sessions import Sessions
 from queue_kit._store import Store
 from queue_kit._transient import is_connection_lost, is_transient
@@ -163,9 +163,7 @@ class Spine:
         async def attempt() -> BaseException | None:
             # Returned, not raised: asyncio would let a SystemExit of the application's flush hooks end the host.
             try:
-                await session.commit(
-                    lambda execute: self._store.complete_in(execute, claimed), self._store.completion_in_words(claimed)
-                )
+                await session.commit(lambda execute: session.require(self._store.complete_in(execute, claimed)))
             except BaseException as error:  # noqa: BLE001
                 return error
             return None
@@ -184,7 +182,9 @@ class Spine:
             self._kill(session)
             commit.cancel()
             await asyncio.wait({commit}, timeout=1.0)
-            return await self._reread(run, session, too_long(self._store.lease))
+            return await self._reread(
+                run, session, TimeoutError(f"the commit took over {budget:g} s; is its row locked?")
+            )
         error = commit.result()
         if error is None:
             return SUCCESS, True

@@ -228,19 +228,10 @@ class Store:
 
     def complete_in(self, execute: Execute, claimed: Claimed) -> Any:
         """Complete a job inside its handler's transaction; the result's rowcount tells whether it was still ours."""
-        result: Any = execute(self._complete_one, self._fence(claimed))
+        result: Any = execute(self._complete_one, fencing.fence(claimed.job.id, self.worker_id, claimed.claim_no))
         if claimed.cron_name is not None and result.rowcount == 1:
             cron.store_successor(execute, claimed.cron_name, completed=True)
         return result
-
-    def completion_in_words(self, claimed: Claimed) -> str | None:
-        """The same as one text that fails where the job is not ours any more; `None` where there is more to it."""
-        if self.embedded or claimed.cron_name is not None:
-            return None
-        return fencing.as_words(self._complete_one, self._fence(claimed))
-
-    def _fence(self, claimed: Claimed) -> dict[str, Any]:
-        return fencing.fence(claimed.job.id, self.worker_id, claimed.claim_no)
 
     async def was_committed(self, claimed: Claimed) -> bool | None:
         """After a commit whose reply was lost: whether it took place; `None` when the job is not ours any more."""

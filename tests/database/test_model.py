@@ -101,9 +101,7 @@ class Hands:
         try:
             ids = await add_jobs(session.session, new)
             if end == "completed":
-                await session.commit(
-                    lambda execute: self.store.complete_in(execute, claimed), self.store.completion_in_words(claimed)
-                )
+                await session.commit(lambda execute: session.require(self.store.complete_in(execute, claimed)))
             elif end == "checkpoint":
                 await session.session.commit()
         except LeaseLost:

@@ -166,11 +166,8 @@ class SimulatedSession:
 
     # --- what the worker does -----------------------------------------------------------------------------------------
 
-    async def commit(self, ending: Callable[[Execute], Any], in_words: str | None = None) -> None:
-        if in_words is None:
-            await self._commit(ending)
-        else:
-            await self._commit_at_once()
+    async def commit(self, ending: Callable[[Execute], None]) -> None:
+        await self._commit(ending)
 
     def require(self, result: Any) -> None:
         if result.rowcount != 1:
@@ -195,41 +192,22 @@ class SimulatedSession:
     async def rollback_and_close(self) -> None:
         self._cut()
 
-    async def _commit(self, ending: Callable[[Execute], Any] | None) -> None:
-        transaction, store = self._begun(), self._among
-        while (matched := await self._send("fence", lambda: self._lock(transaction))) is None:
+    async def _commit(self, ending: Callable[[Execute], None] | None) -> None:
+        self._token.raise_if_aborted()
+        self._refuse_when_killed()
+        transaction, store = self._transaction, self._among
+        assert transaction is not None
+        row, fence = store.database.rows[self._claimed.job.id], (store.worker_id, self._claimed.claim_no)
+        while (matched := await self._send("fence", lambda: store.database.lock(transaction, row, *fence))) is None:
             await asyncio.sleep(LOCK_LOOK)
         transaction.completes = ending is not None
         answer = SimpleNamespace(rowcount=int(matched))
-        self.require(answer if ending is None else ending(lambda _statement, _parameters: answer))
+        if ending is None:
+            self.require(answer)
+        else:
+            ending(lambda _statement, _parameters: answer)
         await self._send("commit", lambda: store.database.commit(transaction, lease=store.lease))
         self._transaction = None
-
-    async def _commit_at_once(self) -> None:
-        """The fence, the completion and COMMIT in one message."""
-        transaction, store = self._begun(), self._among
-        transaction.completes = True
-
-        def commit() -> bool | None:
-            matched = self._lock(transaction)
-            if matched:
-                store.database.commit(transaction, lease=store.lease)
-            return matched
-
-        while (matched := await self._send("last words", commit)) is None:
-            await asyncio.sleep(LOCK_LOOK)
-        self.require(SimpleNamespace(rowcount=int(matched)))
-        self._transaction = None
-
-    def _begun(self) -> Transaction:
-        self._token.raise_if_aborted()
-        self._refuse_when_killed()
-        assert self._transaction is not None
-        return self._transaction
-
-    def _lock(self, transaction: Transaction) -> bool | None:
-        row = self._among.database.rows[self._claimed.job.id]
-        return self._among.database.lock(transaction, row, self._among.worker_id, self._claimed.claim_no)
 
     async def _send(self, word: str, apply: Callable[[], Any]) -> Any:
         try:

@@ -62,12 +62,12 @@ def _effect_first() -> None:
     """The handler's writes are committed, and then the fence is looked at."""
     commit = _session.HandlerSession.commit
 
-    async def commit_twice(self: _session.HandlerSession, *ending: Any) -> None:
+    async def commit_twice(self: _session.HandlerSession, ending: Callable[[Any], None]) -> None:
         connection = await self.session.connection()
         await self.session.flush()
         for statement in ("COMMIT", "BEGIN"):
             await connection.exec_driver_sql(statement)
-        await commit(self, *ending)
+        await commit(self, ending)
 
     _put(_session.HandlerSession, "commit", commit_twice)
 
