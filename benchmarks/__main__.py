@@ -18,7 +18,7 @@ from benchmarks.rounds import measure
 from benchmarks.targets import TARGETS, Judged, Result
 
 HERE = Path(__file__).parent
-NOT_DURABLE = "NOT DURABLE: this server may lose commits (fsync, synchronous_commit or full_page_writes is off)"
+NOT_DURABLE = "NOT DURABLE: this server may lose commits (a setting of its durability is off, or it lies in memory)"
 
 
 def _listed(_context: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...] | None:

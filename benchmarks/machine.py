@@ -50,6 +50,15 @@ def busy_seconds() -> float | None:
     return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK") if fields else None
 
 
+def file_system(path: Path) -> str | None:
+    """The kind of file system that a folder of this machine lies on, such as `ext4` or `tmpfs`."""
+    if not path.is_absolute() or not path.is_dir():
+        return None
+    mounts = [line.split(" - ") for line in _read(PROC / "self" / "mountinfo").splitlines()]
+    kinds = {Path(before.split()[4]): after.split()[0] for before, after in mounts}
+    return next((kinds[folder] for folder in (path.resolve(), *path.resolve().parents) if folder in kinds), None)
+
+
 def is_postgres(pid: int) -> bool:
     """Whether this process of this machine is PostgreSQL's, so that a server's pids mean something here."""
     return _read(PROC / str(pid) / "comm").strip() in {"postgres", "postgres.exe"}

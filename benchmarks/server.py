@@ -13,6 +13,7 @@ from unittest.mock import patch
 import asyncpg
 from sqlalchemy import make_url
 
+from benchmarks import machine
 from tests import postgres
 
 # What a small server of one's own would have; the rest is PostgreSQL's default.
@@ -22,6 +23,7 @@ REPORTED = (
     "max_connections", "autovacuum",
 )  # fmt: skip
 DURABLE = ("fsync", "synchronous_commit", "full_page_writes")
+IN_MEMORY = {"tmpfs", "ramfs"}
 
 
 def driver_url(url: str) -> str:
@@ -74,14 +76,18 @@ async def execute(url: str, *statements: str) -> None:
 
 
 async def settings(server: str) -> dict[str, str]:
-    """What the server says about itself, as far as it matters here."""
+    """What the server says about itself, as far as it matters here, and on what its files lie, if they are here."""
     async with connected(server) as connection:
         rows = await connection.fetch(
-            "SELECT name, current_setting(name) FROM pg_settings WHERE name = ANY($1)", REPORTED
+            "SELECT name, current_setting(name) FROM pg_settings WHERE name = ANY($1)", [*REPORTED, "data_directory"]
         )
-    return dict(sorted((str(name), str(value)) for name, value in rows))
+    found = {str(name): str(value) for name, value in rows}
+    kind = machine.file_system(Path(found.pop("data_directory", "")))  # told to superusers only
+    if kind is not None:
+        found["file_system"] = kind
+    return dict(sorted(found.items()))
 
 
 def durable(found: dict[str, str]) -> bool:
     """Whether a commit that was acknowledged survives a crash of the server's machine."""
-    return all(found[name] != "off" for name in DURABLE)
+    return found.get("file_system") not in IN_MEMORY and all(found[name] != "off" for name in DURABLE)

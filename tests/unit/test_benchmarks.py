@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("benchmarks", reason="they are not part of the package, only of a checkout")
 
-from benchmarks import chart, report, run, workloads
+from benchmarks import chart, machine, report, run, server, workloads
 from benchmarks.measure import WrongRun, check_runs
 from benchmarks.plan import FULL, OURS, PEERS, QUICK, chosen, plan
 from benchmarks.targets import (
@@ -172,3 +172,18 @@ def test_a_chart_is_a_picture_with_a_title_for_light_and_for_dark(drawing):
 def test_the_peers_have_a_file_each():
     folder = Path(chart.__file__).parent / "peers"
     assert {path.stem for path in folder.glob("*.py")} == {"__init__", OURS, "raw", *PEERS}
+
+
+@pytest.mark.skipif(not machine.PROC.exists(), reason="only Linux tells")
+def test_the_kind_of_file_system_is_that_of_the_innermost_mount():
+    assert machine.file_system(machine.PROC / "self") == "proc"
+    assert machine.file_system(Path("/")) not in (None, "proc")
+    assert machine.file_system(Path("/no such folder")) is None
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "durable"),
+    [("fsync", "on", True), ("fsync", "off", False), ("file_system", "ext4", True), ("file_system", "tmpfs", False)],
+)
+def test_a_server_is_durable_when_it_waits_for_a_disk(setting, value, durable):
+    assert server.durable(dict.fromkeys(server.DURABLE, "on") | {setting: value}) is durable
