@@ -541,8 +541,7 @@ EVENTS = {
 
 
 def test_c9_whatever_is_done_the_tables_hold_what_the_model_says(real):
-    usual = 40 if real.engine.dialect.name == "postgresql" else 80
-    live(real, histories=50 * usual if LONG else usual, steps=100 if LONG else 40)
+    live(real, histories=3000 if LONG else 40, steps=100 if LONG else 40)
     assert not EVENTS - {event for event, times in real.seen.items() if times}
 
 

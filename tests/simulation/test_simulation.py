@@ -10,7 +10,7 @@ import pytest
 from tests.simulation.mutants import MUTANTS, Mutant
 from tests.simulation.world import simulate
 
-SEEDS = 300
+SEEDS = 200
 CHUNK = 50
 
 MOST_SEEDS = 400
