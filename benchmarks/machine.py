@@ -56,7 +56,8 @@ def file_system(path: Path) -> str | None:
         return None
     mounts = [line.split(" - ") for line in _read(PROC / "self" / "mountinfo").splitlines()]
     kinds = {Path(before.split()[4]): after.split()[0] for before, after in mounts}
-    return next((kinds[folder] for folder in (path.resolve(), *path.resolve().parents) if folder in kinds), None)
+    resolved = path.resolve()
+    return next((kinds[folder] for folder in (resolved, *resolved.parents) if folder in kinds), None)
 
 
 def is_postgres(pid: int) -> bool:

@@ -3,7 +3,6 @@
 import ast
 import re
 import runpy
-import socket
 import tomllib
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from queue_kit import CronJob, Handlers, QueueWorker, get_job, sqlite_engine
 from queue_kit.cli import main
 from tests.checks.reader import Notebook, Shell, save
 from tests.checks.test_documents import blocks
+from tests.support import free_port
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 ELSEWHERE = {"testing.md", "telemetry.md", "dashboard.md", "files.md", "sessions.md", "shop.md"}
@@ -43,10 +43,7 @@ async def sqlite(sqlite_path: Path):
 
 @pytest.mark.parametrize("page", [pytest.param(page, id=page.stem) for page in STARTS])
 async def test_a_start_page_does_what_it_says(page: Path, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shell = Shell(tmp_path, port)
+    shell = Shell(tmp_path, free_port())
     try:
         for block in blocks(page.read_text()):
             await shell.read(block)

@@ -526,7 +526,7 @@ class History(RuleBasedStateMachine):
 
 def live(real: Real, *, histories: int, steps: int = 40, **options: Any) -> None:
     """Live many histories; raises for the first one in which database and model differ."""
-    usual = {"derandomize": not LONG, "deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+    usual = {"derandomize": not LONG, "database": None, "suppress_health_check": list(HealthCheck)}
     chosen = settings(max_examples=histories, stateful_step_count=steps, **usual, **options)
     run_state_machine_as_test(lambda: History(real), settings=chosen)
 

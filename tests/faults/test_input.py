@@ -45,7 +45,7 @@ PAYLOADS = HOSTILE.filter(lambda data: data is not None and type(data) is not in
 async def test_i1_any_payload_is_refused_or_comes_back_exactly(engine):
     loop = asyncio.get_running_loop()
 
-    @settings(max_examples=300, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=300, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     @given(PAYLOADS)
     def comes_back(data: Any) -> None:
         stored = asyncio.run_coroutine_threadsafe(through(engine, data), loop).result()
