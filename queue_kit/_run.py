@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import suppress
 from contextvars import Context, copy_context
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 from queue_kit._deadlines import Deadlines
 from queue_kit._error_record import error_record
@@ -36,8 +36,6 @@ from queue_kit.job import Claimed, Job, Outcome, Verdict, log_fields, printable
 from queue_kit.retry import RetryDelay, delay_after
 
 _logger = logging.getLogger("queue_kit.worker")
-
-_Call: TypeAlias = Coroutine[Any, Any, BaseException | None]
 
 SUCCESS = Outcome(Verdict.completed)
 
@@ -73,6 +71,24 @@ def _tries_before(claimed: Claimed) -> int:
 
 def _refused(claimed: Claimed, reason: str) -> Outcome:
     return Outcome(Verdict.failed, error=error_record(claimed, None, reason) | DID_NOT_RUN)
+
+
+@types.coroutine
+def _go_on(call: Coroutine[Any, Any, object], waits_for: Any) -> Generator[Any, Any, BaseException | None]:
+    """Await a call that was begun by hand and has come to its first suspension; return what it raises."""
+    try:
+        while True:
+            try:
+                yield waits_for
+            except BaseException as thrown:  # noqa: BLE001 - it is the call's
+                waits_for = call.throw(thrown)
+            else:
+                yield from call
+                return None
+    except StopIteration:
+        return None
+    except BaseException as error:  # noqa: BLE001
+        return error
 
 
 class Run:
@@ -128,7 +144,7 @@ class Run:
         except InvalidPayload as error:
             record = error_record(self.claimed, error, "the payload is invalid") | DID_NOT_RUN
             return Outcome(Verdict.failed, error=record)
-        task = self.task = _start(self._loop, self._in_time(self._call(handler, session, job)), self.context)
+        task = self.task = _start(self._loop, self._in_time(handler, session, job), self.context)
         if not task.done():
             await self._wait(task)
         self.event.stop()
@@ -195,26 +211,23 @@ class Run:
             job.cron_last_completed_at,
         )
 
-    async def _in_time(self, call: _Call) -> BaseException | None:
-        """Run a call inside `asyncio.timeout`, which it enters at its first suspension: before that nothing could end
-        it, and of a job that never suspends this would be a twelfth (2 us)."""
-        try:
-            waits_for = call.send(None)
-        except StopIteration as over:
-            error: BaseException | None = over.value
-            return error
-        async with asyncio.timeout(None) as self._timeout:
-            return await _go_on(call, waits_for)
+    async def _in_time(self, handler: Handler[Any], session: Any, job: Job[Any]) -> BaseException | None:
+        """Call the handler inside `asyncio.timeout`, which it enters at its first suspension: before that nothing could
+        end it, and of a job that never suspends this would be a twelfth (2 us).
 
-    async def _call(self, handler: Handler[Any], session: Any, job: Job[Any]) -> BaseException | None:
-        # The exception is returned, not raised: asyncio would let SystemExit and KeyboardInterrupt end the host.
+        Its exception is returned, not raised: asyncio would let SystemExit and KeyboardInterrupt end the host.
+        """
         try:
             self.event.start(job.name)  # raises when the job was aborted before it began
             self.begun = True
-            await handler.function(self.event, session, job)
+            call = handler.function(self.event, session, job)
+            waits_for = call.send(None)
+        except StopIteration:
+            return None
         except BaseException as error:  # noqa: BLE001
             return error
-        return None
+        async with asyncio.timeout(None) as self._timeout:
+            return await _go_on(call, waits_for)
 
     def _outcome(self, error: BaseException | None) -> Outcome:
         match self.token.reason:
@@ -266,25 +279,9 @@ class Run:
             return 1.0
 
 
-@types.coroutine
-def _go_on(call: _Call, waits_for: Any) -> Generator[Any, Any, BaseException | None]:
-    """Await a call that was begun by hand and has come to its first suspension."""
-    error: BaseException | None
-    while True:
-        try:
-            yield waits_for
-        except BaseException as thrown:  # noqa: BLE001 - it is the call's
-            try:
-                waits_for = call.throw(thrown)
-            except StopIteration as over:
-                error = over.value
-                return error
-        else:
-            error = yield from call
-            return error
-
-
-def _start(loop: asyncio.AbstractEventLoop, call: _Call, context: Context) -> "asyncio.Task[BaseException | None]":
+def _start(
+    loop: asyncio.AbstractEventLoop, call: Coroutine[Any, Any, BaseException | None], context: Context
+) -> "asyncio.Task[BaseException | None]":
     """Run up to the first suspension at once, where Python can: a handler that has none is over then, which spares
     four turns of the loop and a timer (a quarter of a small job)."""
     if sys.version_info >= (3, 12):

@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from queue_kit import cron
 from queue_kit._endings import Settlement
-from queue_kit._rows import behind, claimed_of, ending_row, fence_row
+from queue_kit._rows import behind, claimed_of, endings_batch, fences_batch
 from queue_kit._scan import Place
 from queue_kit._session import Execute
 from queue_kit._statements import claiming, fencing, history, settling, workers
@@ -166,7 +166,7 @@ class Store:
     async def _settle_kind(
         self, statement: Executable, endings: list[tuple[Claimed, Outcome]]
     ) -> dict[int, Settlement]:
-        parameters = {"batch": as_batch(ending_row(*ending) for ending in endings), "worker": self.worker_id}
+        parameters = {"batch": endings_batch(endings), "worker": self.worker_id}
         try:
             async with self._own_rows:
                 settled = {row[0] for row in await self._transactions.write(statement, parameters)}
@@ -186,7 +186,7 @@ class Store:
 
     async def _settle_occurrence(self, claimed: Claimed, outcome: Outcome) -> Settlement:
         statement = self._endings[outcome.verdict]
-        parameters = {"batch": as_batch([ending_row(claimed, outcome)]), "worker": self.worker_id}
+        parameters = {"batch": endings_batch([(claimed, outcome)]), "worker": self.worker_id}
         completed = outcome.verdict is Verdict.completed
 
         def write(connection: Connection) -> bool:
@@ -223,7 +223,7 @@ class Store:
         return {each.job.id: fate(each.job.id) for each in claimed}
 
     async def _held(self, claimed: Iterable[Claimed]) -> dict[int, int]:
-        parameters = {"batch": as_batch(map(fence_row, claimed)), "worker": self.worker_id}
+        parameters = {"batch": fences_batch(claimed), "worker": self.worker_id}
         return {row.id: row.status for row in await self._transactions.read(settling.still_ours(), parameters)}
 
     def complete_in(self, execute: Execute, claimed: Claimed) -> Any:
@@ -247,7 +247,7 @@ class Store:
 
     async def renew(self, claimed: Sequence[Claimed]) -> Renewal:
         """Extend the leases of all jobs that are still ours."""
-        parameters = {"batch": as_batch(map(fence_row, claimed)), "worker": self.worker_id, "lease": self.lease}
+        parameters = {"batch": fences_batch(claimed), "worker": self.worker_id, "lease": self.lease}
         async with self._own_rows:
             rows = await self._transactions.write(settling.renew(), parameters)
         ours = {row.id: row.cancel_requested for row in rows}

@@ -103,7 +103,7 @@ class Event:
     ...         child.log.info("listing")
     """
 
-    __slots__ = ("_about", "_log", "_parent", "_root_started", "_span", "signal")
+    __slots__ = ("_about", "_ended", "_log", "_name", "_parent", "_root_started", "_span", "_started", "signal")
 
     def __init__(
         self,
@@ -117,6 +117,8 @@ class Event:
         self._about: tuple[int, str, int] | None = None
         self._parent = parent
         self._root_started: float = parent._root_started if parent is not None else time.monotonic()
+        self._started: float | None = None
+        self._ended: float | None = None
         self._span: Span | None = None
 
     @classmethod
@@ -144,17 +146,30 @@ class Event:
     def start(self, name: str) -> None:
         """Begin timing under `name`. Raises the abort reason when the job must end."""
         self.signal.raise_if_aborted()
-        self._span = Span(name, time.monotonic() - self._root_started)
-        if self._parent is not None and self._parent._span is not None:
-            self._parent._span.children.append(self._span)
+        self._name, self._started, self._ended, self._span = name, time.monotonic() - self._root_started, None, None
+        outer = None if self._parent is None else self._parent.spans
+        if outer is not None:
+            outer.children.append(self._make_span(self._started))
 
     def stop(self) -> None:
         """End the timing that `start` began; calling it twice is harmless."""
-        if self._span is not None and self._span.duration is None:
-            ended = time.monotonic() - self._root_started
-            self._span.duration = ended - self._span.started
-            if self.signal._aborted_at is not None:
-                self._span.aborted = max(self.signal._aborted_at - self._root_started, self._span.started)
+        if self._started is not None and self._ended is None:
+            self._ended = time.monotonic() - self._root_started
+            if self._span is not None:
+                self._finish(self._span, self._ended)
+
+    def _make_span(self, started: float) -> Span:
+        """The span of this event, made when somebody looks at it or opens another in it: in most jobs nobody does."""
+        span = self._span = Span(self._name, started)
+        if self._ended is not None:
+            self._finish(span, self._ended)
+        return span
+
+    def _finish(self, span: Span, ended: float) -> None:
+        span.duration = ended - span.started
+        if self.signal._aborted_at is not None:
+            aborted = self.signal._aborted_at - self._root_started
+            span.aborted = max(aborted, span.started) if aborted <= ended else None
 
     @contextmanager
     def span(self, name: str) -> Iterator["Event"]:
@@ -173,4 +188,6 @@ class Event:
     @property
     def spans(self) -> Span | None:
         """The tree of spans from here down; `None` before `start`."""
+        if self._span is None and self._started is not None:
+            return self._make_span(self._started)
         return self._span

@@ -137,7 +137,7 @@ SAID = {
         f"more than {_sleep.OFTEN} times a second",
         f"every {LOOK:g} to {8 * LOOK:g} ms",
         f"{_claims.BYTES_AHEAD // MIB} MiB at most",
-        f"At most {_pace.MOST_AHEAD} jobs are held ahead, and at most {_endings.MOST_UNWRITTEN:,} endings",
+        f"At most {_pace.MOST_AHEAD:,} jobs are held ahead, and at most {_endings.MOST_UNWRITTEN:,} endings",
         f"in pages of {maintenance.PAGE:,} ids",
     ],
     "docs/reliability.md": [
