@@ -137,7 +137,7 @@ def _scales(scale: Scale) -> Iterator[Run]:
 
 
 def _rest(scale: Scale) -> Iterator[Run]:
-    turns = {"seconds": 1, "turns": 2}
+    turns = {"seconds": 2, "turns": 2}  # each begins with a worker that sleeps
     yield Run("T11", "wakeups", OURS, turns, heavy=True, note="the worker is busy")
     note = "the worker is idle"
     yield Run("T11", "wakeups", OURS, turns, {"runs": "other"}, "queue_kit, idle", heavy=True, note=note)
