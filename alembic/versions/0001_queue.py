@@ -21,7 +21,7 @@ _SQLITE_NOW = "strftime('%Y-%m-%d %H:%M:%f', 'now')"
 # A new or re-timed job is placed by the database, so that ORM, Core and plain SQL inserts all land right.
 _POSTGRESQL = (
     """
-    CREATE OR REPLACE FUNCTION queue_kit_job_place() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS
+    CREATE OR REPLACE FUNCTION queue_kit_job_place() RETURNS trigger LANGUAGE plpgsql AS
     $$ BEGIN NEW.status := 0; RETURN NEW; END $$
     """,
     """
@@ -29,15 +29,20 @@ _POSTGRESQL = (
     FOR EACH ROW WHEN (NEW.status = 1 AND NEW.scheduled_at > clock_timestamp())
     EXECUTE FUNCTION queue_kit_job_place()
     """,
-    # Only for a worker that says that it sleeps: NOTIFY holds a global lock through the commit.
+    # Only for a worker that says that it sleeps: NOTIFY holds a global lock through the commit. Schemas are written
+    # out, since a search_path of the function's own costs an insert as much again as the look.
     """
-    CREATE OR REPLACE FUNCTION queue_kit_job_notify() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS
-    $$ BEGIN
-        IF EXISTS (SELECT FROM queue_kit_worker WHERE idle_until > clock_timestamp()) THEN
-            PERFORM pg_catalog.pg_notify('queue_kit_job', '');
-        END IF;
-        RETURN NULL;
-    END $$
+    DO $do$ BEGIN EXECUTE format($function$
+        CREATE OR REPLACE FUNCTION queue_kit_job_notify() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN
+            IF EXISTS (
+                SELECT FROM %I.queue_kit_worker WHERE idle_until OPERATOR(pg_catalog.>) pg_catalog.clock_timestamp()
+            ) THEN
+                PERFORM pg_catalog.pg_notify('queue_kit_job', '');
+            END IF;
+            RETURN NULL;
+        END $$
+    $function$, current_schema()); END $do$
     """,
     """
     CREATE TRIGGER queue_kit_job_notify AFTER INSERT ON queue_kit_job

@@ -494,9 +494,24 @@ async def test_s7_each_role_does_no_more(roles):
 
 
 async def test_s7_no_function_lends_its_owners_rights(pg_engine):
-    fixed = "array_to_string(proconfig, ' ') LIKE 'search_path=%'"
-    about = f"SELECT prosecdef, {fixed} FROM pg_proc WHERE proname LIKE 'queue_kit_%'"
-    assert await raw(pg_engine, about) == [(False, True)] * 2
+    assert await raw(pg_engine, "SELECT prosecdef FROM pg_proc WHERE proname LIKE 'queue_kit_%'") == [(False,)] * 2
+
+
+async def test_s7_what_an_insert_sets_off_looks_nothing_up_in_the_callers_schemas(pg_engine):
+    await raw(pg_engine, "CREATE SCHEMA trap CREATE TABLE queue_kit_worker (idle_until int)")
+    await raw(
+        pg_engine,
+        "CREATE FUNCTION trap.clock_timestamp() RETURNS timestamptz LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE EXCEPTION 'trapped'; END $$",
+    )
+    settings = {"server_settings": {"search_path": "trap, pg_catalog, public"}}
+    caller = create_async_engine(pg_engine.url, connect_args=settings)
+    with pytest.raises(DBAPIError, match="trapped"):
+        await raw(caller, "SELECT clock_timestamp()")
+    await raw(caller, "INSERT INTO public.queue_kit_job (name) VALUES ('now')")
+    await raw(caller, "INSERT INTO public.queue_kit_job (name, scheduled_at) VALUES ('later', 'infinity')")
+    await caller.dispose()
+    assert await raw(pg_engine, "SELECT name, status FROM queue_kit_job ORDER BY id") == [("now", 1), ("later", 0)]
 
 
 # --- S8: secrets ------------------------------------------------------------------------------------------------------
