@@ -7,6 +7,9 @@ VERSION = 2
 EXTRAS = {"files": 1, "sessions": 1}
 """The same of the extras that have tables."""
 
+LOCK_TIMEOUT = "3s"
+"""How long a migration waits for a table's lock on PostgreSQL: all that queues behind it waits as long."""
+
 
 def mend(extra: str | None = None) -> str:
     """What brings the queue's tables, or an extra's, to that version."""

@@ -3,21 +3,22 @@
 The queue's revisions lie in `alembic/versions`, as `alembic upgrade head` runs them in a checkout; those of an extra
 with tables lie in a folder of their own, and run only when it is named. `upgrade_in_revision` runs either inside an
 application's history instead. `queue_kit_schema` tells a worker what it meets.
+
+Alembic is loaded by who migrates: for all the others it would be a sixth of their start.
 """
 
 from collections.abc import Collection, Iterable
 from importlib import import_module
 from typing import Any, Protocol
 
-from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, Inspector, MetaData, Table, event, inspect
 from sqlalchemy.engine.interfaces import ReflectedColumn
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from queue_kit import _revisions, _schema
+from queue_kit import _schema
 from queue_kit._database import read_committed
 from queue_kit._indexes import build_beside_writers
-from queue_kit._revisions import Part
+from queue_kit._part import Part, version_table
 from queue_kit._statements import database
 from queue_kit.errors import ConfigurationError, SchemaMismatch
 from queue_kit.models import Base
@@ -25,20 +26,20 @@ from queue_kit.models import Base
 VERSION = _schema.VERSION
 """The schema that this library was built for. Version N is Alembic's revision `f"{N:04d}"`."""
 
-LOCK_TIMEOUT = _revisions.LOCK_TIMEOUT
+LOCK_TIMEOUT = _schema.LOCK_TIMEOUT
 """How long a migration waits for a table's lock on PostgreSQL: all that queues behind it waits as long."""
 
 metadata: MetaData = Base.metadata
 """The queue's tables and its version table. In your `target_metadata` it makes autogenerate leave them alone."""
 
-_queue_version = _revisions.version_table("queue_kit_alembic_version", metadata)
+_queue_version = version_table("queue_kit_alembic_version", metadata)
 
 
 def _extra(name: str, first_table: str) -> Part:
     return Part(
         name,
         _schema.EXTRAS[name],
-        _revisions.version_table(f"queue_kit_{name}_alembic_version", MetaData()),
+        version_table(f"queue_kit_{name}_alembic_version", MetaData()),
         first_table,
     )
 
@@ -55,7 +56,7 @@ EXTRAS: Collection[str] = tuple(_EXTRAS)
 class AlembicOp(Protocol):
     """What a revision knows as `alembic.op`."""
 
-    def get_context(self) -> MigrationContext: ...  # noqa: D102 - Alembic's
+    def get_context(self) -> Any: ...  # noqa: D102 - Alembic's
 
 
 def metadata_for(extra: str) -> MetaData:
@@ -203,16 +204,14 @@ async def downgrade(engine: AsyncEngine, to: int = 0, *, extra: str | None = Non
 
 
 async def _migrate(engine: AsyncEngine, part: Part, to: int, *, down: bool) -> None:
-    def run(connection: Connection) -> None:
-        _revisions.take_turn(connection)
-        _revisions.move(MigrationContext.configure(connection), part, to, down=down)
+    from queue_kit import _revisions
 
     async with read_committed(engine) as connection:
         if connection.dialect.name == "postgresql" and to > 1 and not down:
-            await build_beside_writers(connection, part.indexes(to))
+            await build_beside_writers(connection, _revisions.indexes(part, to))
         if not connection.in_transaction():
             await connection.begin()
-        await connection.run_sync(run)
+        await connection.run_sync(_revisions.run, part, to, down=down)
         await connection.commit()
 
 
@@ -246,6 +245,8 @@ def downgrade_in_revision(op: AlembicOp, to: int, *, start: int | None = None, e
 
 
 def _move_in_revision(op: AlembicOp, part: Part, to: int, start: int | None, *, down: bool) -> None:
+    from queue_kit import _revisions
+
     context = op.get_context()
     part.check(to, "to")
     if not context.as_sql:
