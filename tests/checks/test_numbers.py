@@ -140,6 +140,7 @@ SAID = {
         f"At most {_pace.MOST_AHEAD:,} jobs are held ahead, and at most {_endings.MOST_UNWRITTEN:,} endings",
         f"in pages of {maintenance.PAGE:,} ids",
     ],
+    "queue_kit/worker.py": [f"what was finished in the last {_pace.HORIZON * 1_000:g} ms, up to {_pace.MOST_AHEAD:,}."],
     "docs/reliability.md": [
         f"within a lease and a poll ({LEASE:g} s + {POLL:g} s by default",
         f"after {_watchdog.LONGEST_BLOCK:g} s or a third of a lease",
