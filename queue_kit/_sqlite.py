@@ -9,7 +9,7 @@ import contextlib
 import os
 import sqlite3
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -21,6 +21,30 @@ from queue_kit.errors import ConfigurationError
 
 OLDEST = (3, 35)
 """The first version with RETURNING."""
+
+
+class _Cursor(sqlite3.Cursor):
+    """Lets go of a statement that failed, in the driver's thread. It would live as long as its traceback, and whoever
+    collects that garbage waits until the connection's next statement has ended: mostly the event loop."""
+
+    def execute(self, *arguments: Any) -> Self:
+        try:
+            return super().execute(*arguments)
+        except BaseException:
+            self.close()
+            raise
+
+    def executemany(self, *arguments: Any) -> Self:
+        try:
+            return super().executemany(*arguments)
+        except BaseException:
+            self.close()
+            raise
+
+
+class _Connection(sqlite3.Connection):
+    def cursor(self, factory: Any = _Cursor) -> Any:
+        return super().cursor(factory)
 
 
 def sqlite_engine(
@@ -52,7 +76,7 @@ def sqlite_engine(
     url = URL.create("sqlite+aiosqlite", database=file)
     try:
         options = {"pool_reset_on_return": None, **engine_options}
-        engine = create_async_engine(url, connect_args={"timeout": busy_timeout}, **options)
+        engine = create_async_engine(url, connect_args={"timeout": busy_timeout, "factory": _Connection}, **options)
     except ModuleNotFoundError as error:
         raise ConfigurationError("SQLite needs aiosqlite: pip install 'queue-kit[sqlite]'") from error
 

@@ -129,6 +129,12 @@ async def test_the_tables_of_an_extra_are_brought_by_its_name(engine, way):
             assert caught.value.needed == 1
 
 
+async def ask_and_flush(ask, session):
+    """Before some statements SQLAlchemy 2.0 does not flush by itself."""
+    await ask(session, 1)
+    await session.flush()
+
+
 async def test_a_flush_of_the_callers_own_objects_speaks_for_itself(engine):
     for table in (None, Table("orders", MetaData(), Column("id", Integer, primary_key=True))):
         if table is not None:
@@ -138,8 +144,7 @@ async def test_a_flush_of_the_callers_own_objects_speaks_for_itself(engine):
             async with AsyncSession(engine) as session:
                 session.add(Order(id=1, job_id=await add_job(session, "mail")))
                 with pytest.raises(DBAPIError, match="orders"):
-                    await ask(session, 1)
-                    await session.flush()  # before some statements SQLAlchemy 2.0 does not
+                    await ask_and_flush(ask, session)
 
 
 async def test_a_trigger_of_the_callers_on_a_table_of_ours_speaks_for_itself(engine):

@@ -6,6 +6,7 @@ import itertools
 import re
 import sqlite3
 import sys
+import threading
 from pathlib import Path
 from uuid import uuid4
 
@@ -322,4 +323,36 @@ async def test_others_have_their_turn_while_handlers_hold_the_lock_one_after_the
         await until(lambda: handled == 1)
         requests = [await write() for _ in range(3)]
     assert requests[-1] < 30
+    await engine.dispose()
+
+
+@pytest.mark.parametrize("many", [False, True])
+async def test_who_collects_garbage_does_not_wait_for_a_statement(sqlite_path, many):
+    engine = sqlite_engine(sqlite_path)
+    async with engine.connect() as connection:
+        driver = (await connection.get_raw_connection()).driver_connection
+        left = []
+
+        def fail():
+            left.append(driver._conn.cursor())
+            failing, refused = "INSERT INTO queue_kit_job (name, priority) VALUES ('x', ?)", (-1,)
+            return left[0].executemany(failing, [refused]) if many else left[0].execute(failing, refused)
+
+        with pytest.raises(sqlite3.IntegrityError):
+            await driver._execute(fail)
+        begun = threading.Event()
+        await driver.create_function("begin_counting", 0, begun.set)
+        endless = "WITH RECURSIVE c(x) AS (SELECT begin_counting() UNION ALL SELECT 1 FROM c) SELECT count(*) FROM c"
+        running = asyncio.create_task(driver.execute(endless))
+        await until(begun.is_set)
+        stuck = threading.Timer(5.0, driver._conn.interrupt)
+        stuck.start()
+        left.clear()
+        assert stuck.is_alive()
+        stuck.cancel()
+        while not running.done():
+            driver._conn.interrupt()
+            await asyncio.wait({running}, timeout=0.01)
+        with pytest.raises(sqlite3.OperationalError, match="interrupted"):
+            await running
     await engine.dispose()
