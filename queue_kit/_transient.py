@@ -49,7 +49,7 @@ def is_connection_lost(error: BaseException) -> bool:
 
 def is_server_trouble(error: BaseException) -> bool:
     """Whether the database could serve nobody: no connection, memory or disk is left, or it turned read-only."""
-    if not isinstance(error, DBAPIError):
+    if not _is_of_database(error):
         return False
     state = sqlstate(error)
     if state is not None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import func, select, text, update
+from sqlalchemy import __version__, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from queue_kit import JobRow, JobState, Settled, Started, WorkerState
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 PATIENCE = 20.0
 """Seconds until a test is given up. No test takes them."""
+
+CUTS_ARE_LOGGED = __version__.startswith("2.0.")
+"""Whether SQLAlchemy's pool logs an error with a traceback when a connection is cut that it was closing."""
 
 
 def free_port() -> int:

@@ -355,7 +355,8 @@ async def test_a_question_is_not_part_of_what_a_script_reads(engine, database_ur
     pretend_a_terminal(monkeypatch)
     command = ["retry", "--name", "mail", "--json"]
     result = await invoke(*command, url=database_url, stdin="y\n")
-    assert json.loads(result.stdout)["changed"] == 1
+    told = result.stdout.removeprefix(" y\n")  # click 8.2.0's runner shows there what was typed
+    assert json.loads(told)["changed"] == 1
     assert "retry 1 job of name mail?" in result.stderr
 
 
