@@ -36,6 +36,8 @@ def _hide_parameters(error: BaseException) -> None:
     for each in chain(error):
         if hasattr(each, "hide_parameters"):
             each.hide_parameters = True
+            # SQLAlchemy 2.0 quotes the row that PostgreSQL refused as well.
+            each.args = tuple(str(said).partition("\nDETAIL:")[0] for said in each.args)
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:

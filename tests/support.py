@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 PATIENCE = 20.0
 """Seconds until a test is given up. No test takes them."""
 
-CUTS_ARE_LOGGED = __version__.startswith("2.0.")
-"""Whether SQLAlchemy's pool logs an error with a traceback when a connection is cut that it was closing."""
+SQLALCHEMY_2_0 = __version__.startswith("2.0.")
+"""Then the pool logs an error and a traceback when a connection is cut that it was closing, and pings take longer."""
 
 
 def free_port() -> int:

@@ -12,6 +12,7 @@ from click.core import ParameterSource
 from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 
+from queue_kit._transient import is_transient
 from queue_kit.cli.database import database_option, engine_for, masked, words
 from queue_kit.cli.output import log_to_stderr
 from queue_kit.errors import QueueKitError
@@ -78,7 +79,10 @@ def work(
                 raise click.UsageError(f"{target} gives Handlers, so say on which database: QUEUE_KIT_DATABASE_URL")
             else:
                 await _work_on(url, made, options, drain=drain)
-        except (QueueKitError, SQLAlchemyError, OSError) as error:
+        except Exception as error:
+            # SQLAlchemy 2.0 lets asyncpg's errors through as they are while it connects.
+            if not isinstance(error, QueueKitError | SQLAlchemyError | OSError) and not is_transient(error):
+                raise
             raise click.ClickException(words(error) if url is None else masked(words(error), url)) from error
 
     _run(run(), uvloop=uvloop)

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from queue_kit import AmbiguousCommit, JobRow, JobState, add_job
-from tests.support import ADD_EFFECT, CUTS_ARE_LOGGED, DOWN, UP, changes, count_jobs, effects, until
+from tests.support import ADD_EFFECT, DOWN, SQLALCHEMY_2_0, UP, changes, count_jobs, effects, until
 
 QUICK = {"poll_interval": 0.1, "retry_delay": 0.05}
 
@@ -78,7 +78,7 @@ def told_each_change_once(caplog: pytest.LogCaptureFixture, states: list[str]) -
     """The log has a line for each change of the worker's state, and neither an error nor a traceback."""
     said = {DOWN: "database_down", UP: "database_up"}
     assert [said[each] for each in changes(caplog)] == [each for each in states if each.startswith("database")]
-    cuts = "sqlalchemy.pool" if CUTS_ARE_LOGGED else ()
+    cuts = "sqlalchemy.pool" if SQLALCHEMY_2_0 else ()
     traced = [record for record in caplog.records if record.exc_info and not record.name.startswith(cuts)]
     assert [record.getMessage() for record in traced] == []
     errors = [record for record in caplog.records if record.levelno >= logging.ERROR]

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import asyncpg
 import httpx
 import pytest
 from click.testing import CliRunner
@@ -573,7 +574,7 @@ async def refuses(url: URL) -> bool:
     engine = create_async_engine(url)
     try:
         await raw(engine, "SELECT 1")
-    except DBAPIError:
+    except (DBAPIError, asyncpg.PostgresError):  # the latter with SQLAlchemy 2.0
         return True
     finally:
         await engine.dispose()
