@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import os
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -82,8 +83,9 @@ def sqlite_engine(
 
     def connected(connection: Any, _record: object) -> None:
         connection.isolation_level = None  # or the driver would begin transactions of its own
+        _write_ahead(connection, busy_timeout)
         cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", f"synchronous={synchronous}", "foreign_keys=ON"):
+        for pragma in (f"synchronous={synchronous}", "foreign_keys=ON"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
@@ -92,6 +94,23 @@ def sqlite_engine(
     event.listen(engine.sync_engine, "close", _roll_back)
     prepare(engine.sync_engine)
     return engine
+
+
+def _write_ahead(connection: Any, patience: float) -> None:
+    """Keep the file in WAL mode. SQLite waits for nobody when several set that on a new file at once."""
+    deadline = time.monotonic() + patience
+    while True:
+        cursor = connection.cursor()
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        else:
+            return
+        finally:
+            cursor.close()
+        await_only(asyncio.sleep(0.01))
 
 
 def prepare(engine: Engine) -> None:

@@ -51,6 +51,15 @@ async def test_the_settings_are_on_every_connection(sqlite_path, synchronous, nu
     await engine.dispose()
 
 
+async def test_many_who_come_first_to_a_new_file_all_get_in(tmp_path):
+    for number in range(40):  # one of twenty refused somebody
+        engines = [sqlite_engine(tmp_path / f"{number}.db") for _ in range(8)]
+        modes = [each["journal_mode"] for each in await asyncio.gather(*map(settings, engines))]
+        assert modes == ["wal"] * 8
+        for engine in engines:
+            await engine.dispose()
+
+
 async def test_transactions_begin_immediate_unless_they_only_read(sqlite_path):
     engine = sqlite_engine(sqlite_path, busy_timeout=0)
     private = clone_of(engine)
