@@ -22,9 +22,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from queue_kit import migrate, sqlite_engine
 from tests.postgres import postgres
 
-# Its limits of time are about the machine: on a busy one an example, or making it, takes as long as it takes.
+# Its limits of time are about the machine: on a busy one an example, or making it, takes as long as it takes. A fixture
+# that examples share is a clock, which may go on from one to the next.
 hypothesis.settings.register_profile(
-    "queue_kit", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "queue_kit",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
 )
 hypothesis.settings.load_profile("queue_kit")
 

@@ -104,7 +104,7 @@ class Shell:
         for file in self._folder.glob("*.py"):
             file.write_text(file.read_text().replace("port=8000", f"port={self._port}"))
         self._server = await self._start(arguments)
-        await until(self._is_served)
+        await until(self._is_served, seconds=60)
 
     async def _is_served(self) -> bool:
         assert self._server is not None

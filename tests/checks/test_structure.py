@@ -90,7 +90,7 @@ def test_the_package_says_that_it_is_typed():
     assert (PACKAGE / "py.typed").is_file()
 
 
-def test_the_tests_need_no_plugin_that_is_not_declared():
+def test_no_plugin_limits_the_time_of_the_tests():
     # A time limit of a plugin's hides what hangs; the tests have their own (`until`, `asyncio.timeout`).
     plugin = "pytest" + "-timeout"
     texts = [CHECKOUT / "pyproject.toml", *(CHECKOUT / ".ci").glob("*"), *(CHECKOUT / "tests").rglob("*.py")]

@@ -102,7 +102,7 @@ class Transaction:
 class Witness(Protocol):
     """Who is told of what the database did."""
 
-    def claimed(self, row: Row, before: object, before_no: int) -> None: ...
+    def claimed(self, row: Row, before: object) -> None: ...
     def completed(self, row: Row) -> None: ...
 
 
@@ -226,12 +226,12 @@ class Database:
         return [self._lease(row, parameters) for row in picked]
 
     def _lease(self, row: Row, parameters: Parameters) -> tuple[Any, ...]:
-        before = row.worker, row.claim_no
+        before = row.worker
         row.lost = _suspicion(row)
         row.claim_no += 1
         row.worker = parameters["worker"]
         row.lease_until = self.now + parameters["lease"]
-        self._witness.claimed(row, *before)
+        self._witness.claimed(row, before)
         due = row.place[1].isoformat()
         described = (row.id, row.claim_no, row.name, row.priority, row.retry_count, row.lost, row.max_retry_count)
         return *described, None, None, None, row.cancel_requested, due, due, None, row.data, None, None, None

@@ -37,7 +37,6 @@ class RunRecord:
     begun: bool = False
     ended: bool = False
     returned: bool = False
-    error: BaseException | None = None
     aborted_in_time: bool = False
     """Whether the token was set when the handler ended."""
 
@@ -103,10 +102,6 @@ def _handler(name: str, body: Body) -> Handler[Any]:
         stage.on_begin(record)
         try:
             await body(event, session, job, stage)
-        except BaseException as error:
-            record.error = error
-            raise
-        else:
             record.returned = True
         finally:
             record.ended = True

@@ -51,7 +51,7 @@ class Rules:
 
     # --- what the database did ----------------------------------------------------------------------------------------
 
-    def claimed(self, row: Row, before: object, before_no: int) -> None:
+    def claimed(self, row: Row, before: object) -> None:
         self._note("database", f"job {row.id} {row.name} claimed, {row.claim_no}, lost {row.lost}")
         self._claims[row.worker, row.id] += 1
         self.counts["claims"] += 1

@@ -276,7 +276,8 @@ class World:
         """The run that a task belongs to, if it is a handler's."""
         if not task.get_name().startswith("queue_kit: job "):
             return []
-        return self.rules.runs.get(int(task.get_name().split()[2]), [])
+        runs = self.rules.runs.get(int(task.get_name().split()[2]), [])
+        return [each for each in runs if each.process is worker.process]
 
     def _has_runs(self, worker: "Worker") -> bool:
         return any(each.runs and each.process is worker.process for runs in self.rules.runs.values() for each in runs)

@@ -15,7 +15,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
@@ -29,6 +28,7 @@ from queue_kit.errors import Cancelled, ConfigurationError, Discard, InvalidPayl
 from queue_kit.event import AbortToken, Event
 from queue_kit.job import Job
 from tests.support import PATIENCE, turns, until
+from tests.unit.jobs import claimed
 
 current_tenant: contextvars.ContextVar[str] = contextvars.ContextVar("current_tenant", default="nobody")
 
@@ -41,8 +41,7 @@ class Order:
 
 
 def job_of(data: Any = None) -> Job[Any]:
-    now = datetime.now(UTC)
-    return Job(id=7, name="test.job", data={} if data is None else data, priority=5, scheduled_at=now, created_at=now)
+    return claimed(data=data).job
 
 
 def start(handler: Callable[..., Coroutine[Any, Any, None]], data: Any = None, event: Event | None = None) -> Any:
@@ -588,8 +587,11 @@ def is_alive(pid: int) -> bool:
 
 
 def children() -> set[int]:
-    lists = Path("/proc/self/task").glob("*/children")
-    return {int(pid) for listed in lists for pid in listed.read_text().split()}
+    found: set[int] = set()
+    for listed in Path("/proc/self/task").glob("*/children"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # that thread has just ended
+            found |= set(map(int, listed.read_text().split()))
+    return found
 
 
 @asynccontextmanager
@@ -702,15 +704,16 @@ async def test_a_process_that_dies_is_a_failure_of_its_job_alone() -> None:
 async def test_a_cancellation_during_the_start_leaves_no_process_behind() -> None:
     handler = in_process(act, max_processes=2)
     before = children()
-    for _ in range(4):
-        known = children()
+    for number in range(4):
         tasks = [start(handler, {"do": "hang"}) for _ in range(2)]
-        if known == before:
+        if children() == before:
             await until(lambda: children() - before)
+        else:  # a process waits already: now before the call that makes it ready, now in it, now behind it
+            await turns(number)
         for task in tasks:
             task.cancel()
             task.cancel()
-        await asyncio.wait(tasks, timeout=PATIENCE / 4)
+        await asyncio.wait(tasks, timeout=PATIENCE)
         assert all(task.done() and task.cancelled() for task in tasks)
     assert len(children() - before) <= 2  # they wait for the next job
     await handler(Event(), None, job_of({"do": "return"}))

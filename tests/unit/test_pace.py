@@ -1,7 +1,7 @@
 """How far ahead a worker claims: no more than it just did, and than it does soon, by the slowest name."""
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from queue_kit._pace import FADING, HORIZON, MOST_AHEAD, RECENT, Pace
@@ -101,7 +101,6 @@ RUNS = st.lists(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(runs=RUNS, pullers=st.integers(1, 50), most=st.none() | st.integers(0, 10), wait=st.floats(0, 1))
 def test_it_stays_within_its_bounds(frozen, runs, pullers, most, wait):
     pace = Pace(pullers, most=most)
@@ -122,7 +121,6 @@ def test_it_stays_within_its_bounds(frozen, runs, pullers, most, wait):
             assert ahead <= pullers * HORIZON / seconds
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pauses=st.lists(st.floats(0, 0.3), max_size=60), wait=st.floats(0, 0.3))
 def test_all_that_ended_in_half_a_horizon_counts(frozen, pauses, wait):
     pace = Pace(10_000, most=None)

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from queue_kit._scan import CHEAP, RESCAN_EVERY, SAMPLES, SHARE, Scan
@@ -179,7 +179,6 @@ class Jobs:
         return len(found) == most
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(places=PLACES, steps=STEPS)
 def test_what_waits_from_the_start_is_taken_in_order_and_nothing_is_passed(frozen, places, steps):
     jobs, scan = Jobs(), Scan(strict=False)
@@ -194,7 +193,6 @@ def test_what_waits_from_the_start_is_taken_in_order_and_nothing_is_passed(froze
     assert jobs.taken == sorted(jobs.taken, key=lambda job: job.place)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(places=PLACES, late=PLACES, steps=STEPS)
 def test_what_comes_late_is_found_when_the_head_may_be_looked_at_again(frozen, places, late, steps):
     jobs, scan = Jobs(), Scan(strict=False)
