@@ -4,6 +4,7 @@ It is the one that is given, else one of our own, made as the tests make theirs 
 """
 
 import contextlib
+import os
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -50,7 +51,7 @@ def serving(url: str | None) -> Iterator[str]:
 @contextlib.asynccontextmanager
 async def database(server: str) -> AsyncIterator[str]:
     """A database of its own, dropped at the end; yields its URL."""
-    name = f"qk_bench_{uuid.uuid4().hex[:12]}"
+    name = f"qk_bench_{os.getpid()}_{uuid.uuid4().hex[:12]}"
     await execute(server, f"CREATE DATABASE {name}")
     try:
         yield make_url(server).set(database=name).render_as_string(hide_password=False)

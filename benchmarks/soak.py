@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -214,15 +214,17 @@ class Soak:
     async def _wrong(self, connection: asyncpg.Connection) -> list[str]:
         """What is not as it should be, once all is done and the worker has stopped."""
         wrong = []
-        if not await _until_none(connection, "status < 2 AND cron_name IS NULL", seconds=60):
-            wrong.append("jobs are left")
+        live = "SELECT count(*) FROM queue_kit_job WHERE status < 2 AND cron_name IS NULL"
+        if left := await _left(lambda: connection.fetchval(live), seconds=60):
+            wrong.append(f"{left} jobs are left")
         self._worker.terminate()
         await asyncio.to_thread(self._worker.join, 30)
         if self._worker.exitcode != 0:
             wrong.append(f"the worker ended with status {self._worker.exitcode}")
         if await connection.fetchval("SELECT count(*) FROM queue_kit_job WHERE status = 1"):
             wrong.append("jobs are still leased")
-        if left := await self._connections(connection):
+        # A backend takes a moment to see that its client is gone.
+        if left := await _left(lambda: self._connections(connection), seconds=10):
             wrong.append(f"{left} connections are left")
         effects, different = await connection.fetchrow("SELECT count(*), count(DISTINCT job_id) FROM effect")
         if (effects, different) != (self.added["write"], self.added["write"]):
@@ -234,13 +236,14 @@ def _payload(kind: str) -> dict[str, Any]:
     return {"at": time.monotonic(), "blob": "x" * 65_536 if kind == "blob" else ""}
 
 
-async def _until_none(connection: asyncpg.Connection, condition: str, *, seconds: float) -> bool:
+async def _left(count: Callable[[], Awaitable[int]], *, seconds: float) -> int:
+    """How many are left, once there are none or the time is over."""
     deadline = time.monotonic() + seconds
-    while await connection.fetchval(f"SELECT EXISTS (SELECT FROM queue_kit_job WHERE {condition})"):
+    while left := await count():
         if time.monotonic() > deadline:
-            return False
+            break
         await asyncio.sleep(0.1)
-    return True
+    return left
 
 
 def _quantile(values: list[float], share: float) -> float:

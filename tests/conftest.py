@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import signal
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -21,6 +22,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from queue_kit import migrate, sqlite_engine
 from tests.postgres import postgres
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background; every child would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Its limits of time are about the machine: on a busy one an example, or making it, takes as long as it takes. A fixture
 # that examples share is a clock, which may go on from one to the next.

@@ -67,9 +67,14 @@ async def change(engine: AsyncEngine, job_id: int, **values: Any) -> None:
         await connection.execute(update(JobRow.__table__).where(JobRow.id == job_id).values(**values))
 
 
+def reading(engine: AsyncEngine) -> AsyncEngine:
+    """The engine for a look: on SQLite one that waits for no writer, and that keeps none waiting."""
+    return engine.execution_options(queue_kit_readonly=True)
+
+
 async def row_of(engine: AsyncEngine, job_id: int) -> JobRow:
     """A job's row, which must be there."""
-    async with AsyncSession(engine, expire_on_commit=False) as session:
+    async with AsyncSession(reading(engine), expire_on_commit=False) as session:
         return await session.get_one(JobRow, job_id)
 
 
@@ -85,7 +90,7 @@ async def is_completed(engine: AsyncEngine, job_id: int) -> bool:
 
 async def count_jobs(engine: AsyncEngine, *conditions: Any) -> int:
     """How many jobs there are."""
-    async with engine.connect() as connection:
+    async with reading(engine).connect() as connection:
         return (await connection.execute(select(func.count()).select_from(JobRow).where(*conditions))).scalar_one()
 
 
@@ -109,9 +114,12 @@ ADD_EFFECT = text("INSERT INTO effect VALUES (:job_id)")
 
 async def effects(engine: AsyncEngine) -> list[int]:
     """The job ids in the table of effects."""
-    async with engine.connect() as connection:
+    async with reading(engine).connect() as connection:
         return list((await connection.execute(text("SELECT job_id FROM effect ORDER BY job_id"))).scalars())
 
+
+NO_CACHES = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
+"""For asyncpg through a pooler that changes the server's connection with each transaction."""
 
 DOWN, UP = "the database does not answer", "the database answers again"
 

@@ -53,7 +53,7 @@ def serving(app: Any) -> Iterator[str]:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on"))
-        thread = threading.Thread(target=server.run, args=([listening],), name="dashboard")
+        thread = threading.Thread(target=server.run, args=([listening],), name="serving")
         thread.start()
         try:
             while thread.is_alive() and not server.started:

@@ -46,6 +46,7 @@ def test_an_image_is_uploaded_and_an_order_confirmed(browser, base, tmp_path):
         tea.get_by_role("button", name="Upload").click()
         if file is text:
             expect(staff.get_by_role("alert")).to_contain_text("not an image")
+    expect(staff.get_by_alt_text("Tea, 100 g")).to_be_visible()
 
     context, ada = opened(browser, base)
     asked: list[str] = []
@@ -63,7 +64,7 @@ def test_an_image_is_uploaded_and_an_order_confirmed(browser, base, tmp_path):
     tea = ada.get_by_role("listitem").filter(has_text="Tea, 100 g")
     tea.get_by_label("Quantity").fill("2")
     tea.get_by_role("button", name="Order").click()
-    expect(ada.get_by_text("Confirmed.")).to_be_visible(timeout=15_000)  # the page asks again by itself
+    expect(ada.get_by_text("Confirmed.")).to_be_visible()  # the page asks again by itself
     expect(ada.get_by_role("main")).to_contain_text("Tea, 100 g, € 17.00")
     assert {cookie["name"] for cookie in context.cookies() if cookie["httpOnly"] and cookie["sameSite"] == "Lax"} == {
         "session-access",

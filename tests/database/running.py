@@ -94,6 +94,19 @@ async def waits_for_a_lock(engine: AsyncEngine) -> bool:
     return bool(await raw(engine, query))
 
 
+async def alone(engine: AsyncEngine) -> None:
+    """Wait until nobody else is in the database. A process that was killed is gone, but on PostgreSQL its last
+    transaction may still be on the way."""
+    if engine.dialect.name == "sqlite":
+        return
+    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+
+    async def last() -> bool:
+        return await raw(engine, query) == [(1,)]
+
+    await until(last)
+
+
 @contextlib.contextmanager
 def statements() -> Iterator[list[str]]:
     """What is sent to a database meanwhile, by whatever engine: a worker's own is private."""

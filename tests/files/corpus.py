@@ -180,13 +180,12 @@ def cut() -> Iterator[tuple[str, bytes]]:
         yield f"{kind} three quarters", whole[: len(whole) * 3 // 4]
 
 
-def mutated(count: int) -> Iterator[tuple[str, bytes]]:
+def mutated(count: int) -> Iterator[bytes]:
     """Ordinary images with some bytes changed, doubled or left out: the same ones every time."""
     chance = random.Random(7)
     whole = {kind: written(picture(48, 32), kind) for kind in FORMATS}
     for number in range(count):
-        kind = FORMATS[number % len(FORMATS)]
-        content = bytearray(whole[kind])
+        content = bytearray(whole[FORMATS[number % len(FORMATS)]])
         for _ in range(chance.randint(1, 8)):
             at = chance.randrange(len(content))
             change = chance.random()
@@ -196,7 +195,7 @@ def mutated(count: int) -> Iterator[tuple[str, bytes]]:
                 del content[at : at + chance.randint(1, 16)]
             else:
                 content[at:at] = chance.randbytes(chance.randint(1, 16))
-        yield f"{kind} {number}", bytes(content)
+        yield bytes(content)
 
 
 # --- what is looked at ------------------------------------------------------------------------------------------------

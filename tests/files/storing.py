@@ -1,5 +1,6 @@
 """What happens to files in many tests: they are uploaded, get a transform, are counted and cleaned up."""
 
+import asyncio
 from typing import Any
 from uuid import uuid4
 
@@ -42,6 +43,7 @@ def an_event() -> Event:
 
 async def clean(engine: AsyncEngine, store: FileStore, *, event: Event | None = None, **options: Any) -> Cleaned:
     """Run a cleanup by itself; what it came to."""
+    await asyncio.sleep(0.002)  # SQLite's clock has milliseconds: what was written in this one is not old enough yet
     cleanup: Any = job_file_cleanup(store, **{"minimum_age": 0} | options)
     async with AsyncSession(engine) as session:
         return await cleanup(event or an_event(), session, None)

@@ -56,7 +56,7 @@ def store(tmp_path) -> FileStore:
 
 async def work(engine: AsyncEngine, store: FileStore) -> dict[str, int]:
     """Run the jobs that are due."""
-    counts = await QueueWorker(engine, file_jobs(store), parallel_count=4).drain()
+    counts = await QueueWorker(engine, file_jobs(store), parallel_count=4, retry_delay=600).drain()
     return {verdict: count for verdict, count in counts.items() if count}
 
 

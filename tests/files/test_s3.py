@@ -103,9 +103,11 @@ async def test_ten_thousand_objects_go_in_requests_of_a_thousand_with_flat_memor
     async with server.store() as objects:
         store = FileStore(objects)
         tracemalloc.start()
-        done = await clean(files, store)
-        _, peak = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
+        try:
+            done = await clean(files, store)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
     assert (done.objects, done.deleted, server.keys) == (10_000, 10_000, [])
     assert server.requests == {"list": 10, "delete": 10}
     assert server.most_deleted == 1_000

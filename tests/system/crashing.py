@@ -14,10 +14,10 @@ from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from queue_kit import CronJob, Handlers, QueueWorker, register_cron_jobs, sqlite_engine
+from tests.support import ADD_EFFECT
 
 url, lease, *rest = sys.argv[1:]
 sqlite = url.startswith("sqlite")
-ADD_EFFECT = text("INSERT INTO effect VALUES (:job_id)")
 CRON_NAMES = [f"cron-{number}" for number in range(20)]
 
 jobs = Handlers()
@@ -81,7 +81,8 @@ async def register(engine):
 
 
 async def main():
-    engine = sqlite_engine(make_url(url).database) if sqlite else create_async_engine(url)
+    # Eight that register in a loop keep the one lock busy.
+    engine = sqlite_engine(make_url(url).database, busy_timeout=60) if sqlite else create_async_engine(url)
     options = {"parallel_count": 3, "lease": float(lease), "poll_interval": 0.1, "hooks": [Hook()]}
     async with asyncio.TaskGroup() as group:
         if rest == ["cron"]:

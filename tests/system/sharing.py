@@ -1,6 +1,6 @@
 """A worker in a process of its own, for the tests of many workers: `python sharing.py URL [option=value ...]`.
 
-`listen=URL` listens there, `listen=no` polls only; `pooled=yes` suits a transaction pooler; `at=NAME` adds a handler
+`listen=URL` listens there; `pooled=yes` suits a transaction pooler; `at=NAME` adds a handler
 `at NAME` that only this process has. The other options are the worker's, as numbers.
 
 It says on stdout what it does, a line each: `running ID`, then how that ended and the id.
@@ -16,9 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from queue_kit import Handlers, QueueWorker
-
-ADD_EFFECT = text("INSERT INTO effect VALUES (:job_id)")
-NO_CACHES = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
+from tests.support import ADD_EFFECT, NO_CACHES
 
 jobs = Handlers()
 
@@ -70,8 +68,8 @@ def engine_for(url: str, *, pooled: bool) -> AsyncEngine:
 
 async def main(url: str, options: dict[str, str]) -> None:
     engine = engine_for(url, pooled=options.pop("pooled", "no") == "yes")
-    listen = options.pop("listen", "yes")
-    listening = listen == "yes" if listen in ("yes", "no") else engine_for(listen, pooled=False)
+    listen = options.pop("listen", None)
+    listening = True if listen is None else engine_for(listen, pooled=False)
     if at := options.pop("at", None):
         jobs.add(f"at {at}", idle.function)
     parallel_count = int(options.pop("parallel_count", 3))

@@ -1,11 +1,12 @@
 """`queue-kit bench`: what it prints, and that it leaves the tables as they were, however it ends."""
 
 import asyncio
-import functools
+import contextlib
 import json
 import os
 import signal
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +27,31 @@ VARIABLE = "QUEUE_KIT_DATABASE_URL"
 SETTINGS = {"PostgreSQL": {"fsync", "synchronous_commit"}, "SQLite": {"journal_mode", "synchronous"}}
 
 
-async def start(url: str, *arguments: str) -> asyncio.subprocess.Process:
-    """The command as a process."""
+@contextlib.asynccontextmanager
+async def started(url: str, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """The command as a process; it is gone afterwards, however the test ends."""
     pipe = asyncio.subprocess.PIPE
     command = [sys.executable, "-m", "queue_kit", "bench", *arguments]
     environment = {**os.environ, VARIABLE: url}
-    # A shell starts what runs in its background with SIGINT ignored, and that is inherited.
-    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    return await asyncio.create_subprocess_exec(*command, env=environment, stdout=pipe, stderr=pipe, preexec_fn=heed)
+    process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=pipe, stderr=pipe)
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def said(process: asyncio.subprocess.Process) -> tuple[int | None, str, str]:
+    """Its status, its output and its errors, when it has ended."""
+    async with asyncio.timeout(90):
+        output, errors = await process.communicate()
+    return process.returncode, output.decode(), errors.decode()
 
 
 async def run(url: str, *arguments: str) -> tuple[int | None, str, str]:
-    process = await start(url, *arguments)
-    output, errors = await process.communicate()
-    return process.returncode, output.decode(), errors.decode()
+    async with started(url, *arguments) as process:
+        return await said(process)
 
 
 def invoke(url: str, *arguments: str) -> Result:
@@ -93,8 +105,10 @@ async def test_the_figures_as_a_table(engine, database_url):
     assert await count_jobs(engine) == 0
 
 
-def test_without_tables_it_says_what_to_do(empty_database_url):
-    result = invoke(empty_database_url, "--json")
+async def test_without_tables_it_says_what_to_do(empty_database_url, empty_engine):
+    async with empty_engine.connect():  # makes SQLite's file
+        pass
+    result = await asyncio.to_thread(invoke, empty_database_url, "--json")
     assert result.exit_code == 1
     assert result.output.startswith("Error: ")
     assert "the queue's tables are missing: run `queue-kit migrate`" in result.output
@@ -111,17 +125,17 @@ def test_a_number_of_jobs_out_of_bounds_is_wrong_usage(jobs, tmp_path: Path):
 
 @pytest.mark.parametrize("moment", ["adding", "running"])
 async def test_ctrl_c_leaves_nothing_behind(engine, database_url, moment):
-    process = await start(database_url, "--jobs", "100000")
+    async with started(database_url, "--jobs", "100000") as process:
 
-    async def has_come() -> bool:
-        assert process.returncode is None
-        return bool(await (count_jobs(engine) if moment == "adding" else worker_rows(engine)))
+        async def has_come() -> bool:
+            assert process.returncode is None
+            return bool(await (count_jobs(engine) if moment == "adding" else worker_rows(engine)))
 
-    await until(has_come, seconds=40)
-    process.send_signal(signal.SIGINT)
-    output, errors = await process.communicate()
-    assert (process.returncode, output) == (1, b"")
-    assert errors.decode().split("\n", 1)[1].strip() == "Aborted!"
+        await until(has_come, seconds=40)
+        process.send_signal(signal.SIGINT)
+        status, output, errors = await said(process)
+    assert (status, output) == (1, "")
+    assert errors.split("\n", 1)[1].strip() == "Aborted!"
     assert await count_jobs(engine) == 0
     assert await worker_rows(engine) == []
 

@@ -16,8 +16,8 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 pytest.importorskip("benchmarks", reason="they are not part of the package, only of a checkout")
 
 
-async def benchmarks(*arguments: object, url: str, module: str = "benchmarks") -> tuple[int, str, str]:
-    """Status, stdout and stderr of a run."""
+async def benchmarks(*arguments: object, url: str, module: str = "benchmarks") -> tuple[int, str, str, int]:
+    """Status, stdout and stderr of a run, and which process it was."""
     process = await asyncio.create_subprocess_exec(
         *[sys.executable, "-m", module, *map(str, arguments)],
         cwd=CHECKOUT,
@@ -33,13 +33,14 @@ async def benchmarks(*arguments: object, url: str, module: str = "benchmarks") -
             process.terminate()
             await process.communicate()
     assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
+    return process.returncode, out.decode(), err.decode(), process.pid
 
 
-async def databases(server: Server) -> set[str]:
+async def databases(server: Server, *, of: int) -> list[str]:
+    """Those that a run, which was this process, has left."""
     async with server.admin() as admin:
-        rows = await admin.fetch("SELECT datname FROM pg_database WHERE datname LIKE 'qk_bench_%'")
-    return {row["datname"] for row in rows}
+        rows = await admin.fetch("SELECT datname FROM pg_database WHERE datname LIKE $1", f"qk_bench_{of}_%")
+    return [row["datname"] for row in rows]
 
 
 def runs_of(report: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
@@ -47,10 +48,9 @@ def runs_of(report: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
 
 
 async def test_a_small_part_of_them(server: Server, tmp_path: Path) -> None:
-    before = await databases(server)
     options = ["--quick", "--only", "T1,T14", "--rounds", 1, "--jobs", 500, "--no-peers", "--output", tmp_path]
 
-    status, out, err = await benchmarks(*options, url=server.url)
+    status, out, err, pid = await benchmarks(*options, url=server.url)
 
     assert "Traceback" not in err, err
     report = json.loads((tmp_path / "result.json").read_text())
@@ -71,12 +71,11 @@ async def test_a_small_part_of_them(server: Server, tmp_path: Path) -> None:
     off = {name for name in ("fsync", "synchronous_commit", "full_page_writes") if report["PostgreSQL"][name] == "off"}
     assert ("NOT DURABLE" in err) is bool(off)
     assert {path.name for path in tmp_path.iterdir()} == {"result.json", "result.md", "throughput.svg"}
-    if "QUEUE_KIT_TEST_DATABASE_URL" not in os.environ:  # on a shared server somebody else may make some meanwhile
-        assert await databases(server) == before
+    assert await databases(server, of=pid) == []
 
 
 async def test_wrong_usage(server: Server) -> None:
-    status, _, err = await benchmarks("--only", "T99", url=server.url)
+    status, _, err, _ = await benchmarks("--only", "T99", url=server.url)
     assert status == 2
     assert "'T99' is none of T1, T2" in err
 
@@ -85,7 +84,7 @@ async def test_a_small_soak(server: Server, tmp_path: Path) -> None:
     output = tmp_path / "soak.json"
     options = ["--minutes", 0.1, "--interval", 2, "--rate", 60, "--pullers", 5, "--output", output]
 
-    status, out, err = await benchmarks(*options, url=server.url, module="benchmarks.soak")
+    status, out, err, pid = await benchmarks(*options, url=server.url, module="benchmarks.soak")
 
     assert (status, err) == (0, "")
     report = json.loads(output.read_text())
@@ -95,3 +94,4 @@ async def test_a_small_soak(server: Server, tmp_path: Path) -> None:
     assert report["samples"][-1]["connections"] > 0
     assert all(sample["memory"] > 10 for sample in report["samples"] if Path("/proc").exists())
     assert '"memory slope MB/h"' in out
+    assert await databases(server, of=pid) == []

