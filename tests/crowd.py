@@ -8,7 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
-from tests.support import until
+from tests.support import PATIENCE, until
 
 CHECKOUT = Path(__file__).parents[1]
 
@@ -64,7 +64,7 @@ class Member:
     def thaw(self) -> None:
         self.send(signal.SIGCONT)
 
-    async def over(self, *, seconds: float = 20.0) -> int:
+    async def over(self, *, seconds: float = PATIENCE) -> int:
         """Wait until it is gone; its exit status."""
         async with asyncio.timeout(seconds):
             status = await self._process.wait()

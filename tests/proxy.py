@@ -39,7 +39,7 @@ class Proxy:
 
     - `latency`: seconds that each piece waits; `rate`: bytes a second for each direction of a connection;
     - `refusing`: new connections are reset; `mute`: they are accepted, and nothing is ever said.
-    - `attempts`, `cuts`: how many connections came, and how many were broken, since the beginning.
+    - `attempts`: how many connections came, since the beginning.
     """
 
     def __init__(self, url: URL) -> None:
@@ -52,7 +52,6 @@ class Proxy:
         self.tripped = asyncio.Event()
         self.port = 0
         self.attempts = 0
-        self.cuts = 0
         self.refusing = False
         self.mute = False
         self.latency = 0.0
@@ -77,7 +76,6 @@ class Proxy:
 
     def cut(self) -> None:
         """Break all connections; new ones are served unless `refusing`."""
-        self.cuts += self.connected
         for pipe, connection in self._connections.items():
             connection.abort()
             pipe.cancel()

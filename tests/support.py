@@ -94,7 +94,7 @@ async def count_jobs(engine: AsyncEngine, *conditions: Any) -> int:
         return (await connection.execute(select(func.count()).select_from(JobRow).where(*conditions))).scalar_one()
 
 
-async def all_complete(engine: AsyncEngine, *, seconds: float = 20.0) -> None:
+async def all_complete(engine: AsyncEngine, *, seconds: float = PATIENCE) -> None:
     """Wait until no job is live."""
 
     async def complete() -> bool:

@@ -38,11 +38,6 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-async def released(file: str) -> None:
-    while not Path(file).exists():
-        await asyncio.sleep(0.02)
-
-
 def clock_offset() -> float:
     """What changes only when this process's clock is set."""
     return time.time() - time.monotonic()
@@ -125,7 +120,8 @@ async def parent(event: Any, session: Any, job: Any) -> None:
     options = {"stdin": null, "stdout": null, "stderr": null, "close_fds": False, "start_new_session": True}
     child = await asyncio.create_subprocess_exec("sleep", "60", **options)
     say("child", child.pid)
-    await released(job.data["until"])
+    while not Path(job.data["until"]).exists():
+        await asyncio.sleep(0.02)
     child.kill()
     await child.wait()
 
@@ -187,7 +183,8 @@ async def main(url: str, options: dict[str, str]) -> None:
         hooks=[Hook(moment)],
         **seconds,
     )
-    say("ready")
+    # Only once run() heeds signals, which is before the loop's next turn.
+    asyncio.get_running_loop().call_soon(say, "ready")
     await worker.run()
     await engine.dispose()
 

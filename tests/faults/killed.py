@@ -13,15 +13,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import text
-
 from queue_kit import QueueWorker, add_job, sqlite_engine
+from tests.support import ADD_EFFECT
 
 file, acknowledged, seed, kills = sys.argv[1:]
 
 
 async def write(event: Any, session: Any, job: Any) -> None:
-    await session.execute(text("INSERT INTO effect VALUES (:job_id)"), {"job_id": job.id})
+    await session.execute(ADD_EFFECT, {"job_id": job.id})
 
 
 async def add_and_run() -> None:
@@ -42,6 +41,7 @@ for _ in range(int(kills)):
     child = os.fork()
     if child == 0:
         asyncio.run(add_and_run())
+        os._exit(0)
     enough = told.stat().st_size + dice.randint(1, 30)
     while told.stat().st_size < enough:
         time.sleep(0.001)

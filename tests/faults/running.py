@@ -57,7 +57,8 @@ async def adding(engine: AsyncEngine, **data: str) -> AsyncIterator[Ledger]:
         yield ledger
     finally:
         task.cancel()
-        await asyncio.wait({task})
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
 
 async def each_happened_once(engine: AsyncEngine, ledger: Ledger, *, tries_spent: bool = False) -> None:

@@ -80,14 +80,14 @@ class OwnServer:
         assert await process.wait() == 0, (program, words)
 
     @contextlib.asynccontextmanager
-    async def database(self, **options: object) -> AsyncIterator[AsyncEngine]:
+    async def database(self) -> AsyncIterator[AsyncEngine]:
         """A migrated database of its own on this server, and an engine on it."""
         name = f"fault_{uuid4().hex[:12]}"
         admin = create_async_engine(self.url, isolation_level="AUTOCOMMIT")
         async with admin.connect() as connection:
             await connection.exec_driver_sql(f"CREATE DATABASE {name}")
         await admin.dispose()
-        async with ready(create_async_engine(self.url.set(database=name), pool_pre_ping=True, **options)) as engine:
+        async with ready(create_async_engine(self.url.set(database=name), pool_pre_ping=True)) as engine:
             yield engine
 
 
@@ -110,8 +110,8 @@ async def own_server(folder: Path | None = None) -> AsyncIterator[OwnServer]:
         try:
             yield made
         finally:
-            for folder in sorted(made._root.glob("*/postmaster.pid")):
-                await OwnServer(made._root, folder=folder.parent.name).stop("immediate")
+            for pid_file in sorted(made._root.glob("*/postmaster.pid")):
+                await OwnServer(made._root, folder=pid_file.parent.name).stop("immediate")
 
 
 async def raw_autocommit(engine: AsyncEngine, *statements: str) -> None:

@@ -1,4 +1,4 @@
-"""Faults of concurrency (C1 to C7 of the fault matrix) that no other test shows: many pullers on many jobs, and changes
+"""Faults of concurrency (C1 to C3 of the fault matrix) that no other test shows: many pullers on many jobs, and changes
 of one job that meet.
 """
 
@@ -23,7 +23,7 @@ from queue_kit import (
     retry_job,
 )
 from tests.database.clock import rows
-from tests.database.running import Gate, job_in, lapse, raw
+from tests.database.running import Gate, job_in, lapse, nothing, raw
 from tests.faults.broken import processes
 from tests.support import ADD_EFFECT, Recorder, all_complete, count_jobs, effects, make_effects, row_of, until
 
@@ -128,9 +128,6 @@ async def waiting(engine: AsyncEngine, event: str) -> bool:
     """Whether somebody in this database waits for a lock of this kind."""
     query = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event = :event"
     return bool(await raw(engine, query, event=event))
-
-
-async def nothing(event: Any, session: Any, job: Any) -> None: ...
 
 
 async def test_c2_cancels_in_a_crowd_of_completions_leave_one_end_each(engine):

@@ -216,11 +216,11 @@ async def crowded(own: OwnServer) -> AsyncIterator[AsyncEngine]:
 async def test_d11_a_server_without_a_free_connection_loses_no_lease(own, crowded, caplog):
     gate, hook = Gate(), Recorder()
     ids = await add_jobs(crowded, [NewJob("hold", max_retry_count=1)] * 4)
-    options = {"parallel_count": 4, "lease": 1.0, "hooks": [hook], **QUICK}
+    options = {"parallel_count": 4, "lease": 3.0, "hooks": [hook], **QUICK}
     async with QueueWorker(crowded, {"hold": gate.__call__}, **options):
         await until(lambda: len(gate.running) == 4)
         async with crowded.connect() as mine, every_connection_taken(own):
-            await seconds_pass(mine, 2.5)
+            await seconds_pass(mine, 4.0)
         gate.open.set()
         await all_complete(crowded)
     rows = [await row_of(crowded, job_id) for job_id in ids]
@@ -230,7 +230,7 @@ async def test_d11_a_server_without_a_free_connection_loses_no_lease(own, crowde
 
 async def test_d11_a_handler_that_gets_no_connection_spends_no_try(own, crowded, caplog):
     hook = Recorder()
-    options = {"parallel_count": 4, "hooks": [hook], "poll_interval": 0.1, "retry_delay": 0.5}
+    options = {"parallel_count": 4, "hooks": [hook], "poll_interval": 0.1, "retry_delay": 3.0}
     async with QueueWorker(crowded, {"write": write}, **options):
         async with crowded.connect() as mine, every_connection_taken(own):
             ids = await add_jobs(mine, [NewJob("write", max_retry_count=1)] * 4)
@@ -374,7 +374,7 @@ async def test_d9_a_worker_that_a_deadlock_chose_writes_its_endings_again(effect
     job_id = await add_job(effect_engine, "hold", max_retry_count=1)
     async with QueueWorker(victim, {"hold": gate.__call__}, hooks=[hook], **QUICK) as worker:
         await until(lambda: gate.running)
-        await set_for_new_connections(effect_engine, deadlock_timeout="100ms")
+        await set_for_new_connections(effect_engine, deadlock_timeout="2s")  # looked for once, after so long a wait
         async with effect_engine.connect() as other:
             await other.execute(text("SET LOCAL deadlock_timeout = '60s'"))  # or it might be the one that is ended
             await other.execute(text("UPDATE tally SET n = n + 10"))
@@ -393,7 +393,7 @@ async def test_d9_a_worker_that_a_deadlock_chose_writes_its_endings_again(effect
 
 
 async def test_d9_adding_jobs_through_an_engine_is_tried_again_after_a_deadlock(effect_engine, victim):
-    await set_for_new_connections(effect_engine, deadlock_timeout="100ms")
+    await set_for_new_connections(effect_engine, deadlock_timeout="2s")
     insert = "INSERT INTO queue_kit_job (name, unique_key) VALUES ('write', :key)"
     async with effect_engine.connect() as other:
         await other.execute(text("SET LOCAL deadlock_timeout = '60s'"))
@@ -442,11 +442,11 @@ async def test_d12_a_pool_that_handlers_emptied_loses_no_lease(effect_engine, ca
             await release.wait()
 
     ids = await add_jobs(effect_engine, [NewJob("greedy", max_retry_count=1)] * 3)
-    async with QueueWorker(engine, {"greedy": greedy}, parallel_count=3, lease=1.0, hooks=[hook], **QUICK) as worker:
+    async with QueueWorker(engine, {"greedy": greedy}, parallel_count=3, lease=3.0, hooks=[hook], **QUICK) as worker:
         await until(lambda: len(held) == 3)
         assert engine.pool.status().endswith("Current Checked out connections: 3")
         async with effect_engine.connect() as mine:
-            await seconds_pass(mine, 2.5)
+            await seconds_pass(mine, 4.0)
         assert worker.healthy
         release.set()
         await all_complete(effect_engine)

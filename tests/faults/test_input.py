@@ -1,5 +1,5 @@
-"""Faults of input (I1 to I7 of the fault matrix) that no other test shows: hostile JSON, payloads that are too large,
-names of any kind, and rows that plain SQL has written.
+"""Faults of input (I1, I2, I3 and I6 of the fault matrix) that no other test shows: hostile JSON, payloads that are too
+large, names of any kind, and rows that plain SQL has written.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from queue_kit import (
     register_cron_jobs,
 )
 from tests.database.clock import far, make_due, occurrence
-from tests.database.running import raw
+from tests.database.running import nothing, raw
 from tests.support import Recorder, count_jobs, row_of, until
 
 # --- I1: hostile JSON -------------------------------------------------------------------------------------------------
@@ -106,9 +106,6 @@ async def by_row(engine: AsyncEngine) -> None:
 
 async def by_handler(engine: AsyncEngine) -> None:
     await Handlers().add("a", nothing).add(engine, TEN_MB)
-
-
-async def nothing(event: Any, session: Any, job: Any) -> None: ...
 
 
 LARGE: dict[str, Callable[[AsyncEngine], Awaitable[Any]]] = {

@@ -34,6 +34,9 @@ from tests.support import (
     until,
 )
 
+MARGIN = 5.0
+"""Seconds that a busy machine may add."""
+
 
 @pytest.fixture
 async def direct(pg_engine: AsyncEngine) -> AsyncEngine:
@@ -54,7 +57,7 @@ async def away(direct: AsyncEngine) -> AsyncIterator[tuple[Proxy, AsyncEngine]]:
 
 def reset_one(proxy: Proxy, dice: random.Random) -> bool:
     """Reset one connection of those there are, in both directions; whether there was one."""
-    connections = sorted(set(proxy._connections.values()), key=id)
+    connections = list(dict.fromkeys(proxy._connections.values()))  # in the order in which they came
     if not connections:
         return False
     chosen = dice.choice(connections)
@@ -111,8 +114,8 @@ async def test_n2_a_worker_that_is_cut_off_silently_ends_its_run_when_its_lease_
         held = await row_of(direct, job_id)
         assert isinstance(reasons[0], LeaseLost)
         late = (ended - held.lease_until).total_seconds()
-        assert late < lease / 20 + 1.0  # a second for a busy machine
-        async with QueueWorker(direct, {"work": work}, hooks=[hooks[1]], **options):
+        assert late < lease / 20 + MARGIN
+        async with QueueWorker(direct, {"work": work}, hooks=[hooks[1]], **options | {"lease": 5.0}):
             await until(lambda: gate.running)
             taken = await row_of(direct, job_id)
             gate.open.set()
@@ -127,7 +130,7 @@ async def test_n2_a_worker_that_is_cut_off_silently_ends_its_run_when_its_lease_
 
 
 async def test_n3_a_listener_that_hears_nothing_costs_a_poll_and_listens_again(away, direct, monkeypatch, caplog):
-    poll, probe, patience = 0.5, 1.0, 0.5
+    poll, probe, patience = 0.5, 1.0, 2.0
     monkeypatch.setattr("queue_kit._wakeup.PROBE_EVERY", probe)
     monkeypatch.setattr("queue_kit._wakeup.PROBE_TIMEOUT", patience)
     proxy, through = away
@@ -146,8 +149,8 @@ async def test_n3_a_listener_that_hears_nothing_costs_a_poll_and_listens_again(a
         listened_after = time.monotonic() - stalled
         await all_complete(direct)
     assert proxy.attempts == attempts + 1
-    assert started_after < poll + 1.0  # a second for a busy machine
-    assert listened_after < probe + patience + 0.5 + 2.0  # the half second is the pause before it connects again
+    assert started_after < poll + MARGIN
+    assert listened_after < probe + patience + 0.5 + MARGIN  # the half second is the pause before it connects again
     said = [record.message.split(":")[0] for record in caplog.records if "listening" in record.message]
     assert said == ["not listening, polling instead", "listening again"]
     told_each_change_once(caplog, hook.states)
@@ -168,7 +171,7 @@ async def test_n7_a_reply_that_stops_half_way_is_given_up_in_time(away, direct, 
         await until(lambda: worker.healthy)
         gate.open.set()
         await all_complete(direct)
-    assert noticed_after < 1.0 + 2.0 + 1.0  # a second for a busy machine
+    assert noticed_after < 1.0 + 2.0 + MARGIN
     row = await row_of(direct, job_id)
     assert (row.state, row.lost, row.retry_count) == (JobState.completed, 0, 0)
     told_each_change_once(caplog, hook.states)
@@ -272,7 +275,7 @@ async def test_n6_a_slow_network_keeps_its_leases(away, direct, caplog):
     latency = 0.1 if SQLALCHEMY_2_0 else 0.2
     gate, hook = Gate(), Recorder()
     ids = await add_jobs(direct, [NewJob("hold", max_retry_count=1)] * 3)
-    options = {"parallel_count": 3, "lease": 3.0, "hooks": [hook], "listen": False, **QUICK}
+    options = {"parallel_count": 3, "lease": 6.0, "hooks": [hook], "listen": False, **QUICK}
 
     async def work(event: Any, session: Any, job: Any) -> None:
         await gate(event, session, job)
@@ -284,7 +287,7 @@ async def test_n6_a_slow_network_keeps_its_leases(away, direct, caplog):
         first = (await row_of(direct, ids[0])).lease_until
 
         async def renewed_twice() -> bool:
-            return ((await row_of(direct, ids[0])).lease_until - first).total_seconds() > 1.5
+            return ((await row_of(direct, ids[0])).lease_until - first).total_seconds() > 3.0
 
         await until(renewed_twice)
         gate.open.set()
@@ -332,9 +335,9 @@ async def test_n9_a_server_that_accepts_and_says_nothing_is_given_up_in_time_and
         proxy.mute = True
         before = proxy.attempts
         proxy.cut()
-        await until(lambda: proxy.attempts == before + 1)
+        await until(lambda: proxy.attempts >= before + 1)
         accepted = time.monotonic()
-        await until(lambda: proxy.attempts == before + 2)
+        await until(lambda: proxy.attempts >= before + 2)
         given_up_after = time.monotonic() - accepted
         assert not worker.healthy
         gate.open.set()

@@ -62,16 +62,13 @@ from queue_kit.contrib.sessions import LeakedSession, session_jobs
 from queue_kit.dashboard import Access, dashboard
 from tests.conftest import Server
 from tests.database.clock import far, make_due
-from tests.database.running import raw
+from tests.database.running import nothing, raw
 from tests.database.session_stores import Cart, cart_store, move_back
 from tests.postgres import postgres
-from tests.support import Recorder, row_of, until
+from tests.support import Recorder, is_completed, row_of, until
 
 CHECKOUT = Path(__file__).parents[2]
 SECRET = "Tr0ub4dor/&3"  # pragma: allowlist secret
-
-
-async def nothing(event: Any, session: Any, job: Any) -> None: ...
 
 
 # --- S4: a payload is data --------------------------------------------------------------------------------------------
@@ -595,8 +592,13 @@ async def end_of(*arguments: str, cwd: Path, url: URL) -> tuple[int, str]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    async with asyncio.timeout(30):
-        told, _ = await process.communicate()
+    try:
+        async with asyncio.timeout(30):
+            told, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
     assert process.returncode is not None
     return process.returncode, told.decode()
 
@@ -649,23 +651,23 @@ async def test_s8_a_running_worker_shows_no_password_in_its_title(guarded, tmp_p
     )
     try:
         done = await add_job(engine, "a")
-        await until(lambda: is_complete(engine, done))
+        await until(lambda: is_completed(engine, done))
         about = Path(f"/proc/{process.pid}")
         titles = [entry.read_bytes() for entry in (about / "cmdline", about / "comm", *about.glob("task/*/comm"))]
         assert "Tr0ub4dor" in (about / "environ").read_bytes().decode()
         shown = "SELECT application_name, query FROM pg_stat_activity WHERE usename = 'guarded'"
         asked = await raw(engine, shown)
         assert asked
-    finally:
         process.terminate()
-        _, errors = await process.communicate()
+        async with asyncio.timeout(30):
+            _, errors = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
         await engine.dispose()
     assert process.returncode == 0
     assert holds_no_secret(f"{titles!r} {asked!r} {errors.decode()}")
-
-
-async def is_complete(engine: AsyncEngine, job_id: int) -> bool:
-    return (await row_of(engine, job_id)).is_complete
 
 
 @pytest.mark.parametrize("in_a_group", [False, True])

@@ -16,17 +16,17 @@ from queue_kit import JobRow, JobState, LeaseLost, NewJob, QueueWorker, add_job,
 from tests.conftest import Server
 from tests.database.clock import database_now, lease, rows
 from tests.database.movable_clock import MovableClock, database_with_clock
-from tests.database.running import Gate
+from tests.database.running import Gate, nothing
 from tests.faults.broken import processes
 from tests.proxy import through_proxy
-from tests.support import ADD_EFFECT, Recorder, effects, make_effects, row_of, until
+from tests.support import ADD_EFFECT, Recorder, effects, make_effects, reading, row_of, until
 
 LEASE = 1.0
 POLL = 0.1
 SAFE = 5.0
 """A lease that a busy machine does not let lapse."""
 
-MARGIN = 2.0
+MARGIN = 5.0
 """What a busy machine may add."""
 
 FAKETIME = next(iter(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), None)
@@ -100,7 +100,8 @@ async def test_t2_a_clock_that_is_set_while_a_job_runs_changes_neither_lease_nor
         await (other := await workers.start(lease=SAFE)).says("started")
         for offset, step in (("+1h", 1), ("-1h", -2)):
             seen = stepped.count("stepped")
-            clock.write_text(f"{offset}\n")
+            (moved := tmp_path / "moved").write_text(f"{offset}\n")
+            moved.replace(clock)  # in one: an empty file would be another time
             await until(lambda: stepped.count("stepped") > seen)  # noqa: B023
             assert [line for line in stepped.lines if line.startswith("stepped")][-1] == f"stepped {step}"
             await extended(pg_engine, job_id, by=SAFE / 4)
@@ -138,14 +139,10 @@ async def clocked(database: Server | Path) -> AsyncIterator[tuple[AsyncEngine, M
 async def test_t3_a_database_clock_that_jumps_ahead_lets_leases_lapse_early_and_the_fence_holds(clocked):
     engine, clock = clocked
     hooks, gates = (Recorder(), Recorder()), (Gate(), Gate())
-    reasons: list[Any] = []
 
     def handler(gate: Gate) -> Any:
         async def hold(event: Any, session: Any, job: Any) -> None:
-            try:
-                await gate(event, session, job)
-            except asyncio.CancelledError:
-                reasons.append(event.signal.reason)  # and it goes on all the same
+            await gate(event, session, job)
             await session.execute(ADD_EFFECT, {"job_id": job.id})
 
         return hold
@@ -175,11 +172,11 @@ async def test_t4_a_database_clock_that_jumps_back_keeps_what_a_dead_worker_held
     await lease(engine, dead, seconds=LEASE)
     start, lapses = clock.now, (await row_of(engine, dead)).lease_until
     handlers = {"hold": gate.__call__, "dead": nothing, "later": nothing}
-    options = {"lease": LEASE, "poll_interval": POLL, "parallel_count": 2}
+    options = {"lease": SAFE, "poll_interval": POLL, "parallel_count": 2}
     async with QueueWorker(engine, handlers, hooks=[hook], **options):
         await until(lambda: gate.running == {held})
         await clock.move(start - jump)
-        await until(lambda: leased_until(engine, held, start - jump + timedelta(seconds=LEASE)))
+        await until(lambda: leased_until(engine, held, start - jump + timedelta(seconds=SAFE)))
         for now in (start - jump, lapses):
             await clock.move(now)
             later = await add_job(engine, "later")  # by the end of it the worker has looked for jobs again
@@ -191,9 +188,6 @@ async def test_t4_a_database_clock_that_jumps_back_keeps_what_a_dead_worker_held
         await until(lambda: complete(engine, held))
     assert hook.verdicts == ["completed"] * 4
     assert [(row.claim_no, row.lost) for row in await rows(engine, JobRow.id.in_([held, dead]))] == [(1, 0), (2, 1)]
-
-
-async def nothing(event: Any, session: Any, job: Any) -> None: ...
 
 
 async def leased_until(engine: AsyncEngine, job_id: int, at: datetime) -> bool:
@@ -211,7 +205,7 @@ async def test_t5_workers_that_sleep_and_wake_together_do_every_job_once(effect_
     async with processes(database_url) as workers:
         for _ in range(2):
             await workers.start(lease=LEASE)
-        await until(lambda: sum(process.count("running") for process in workers.all) == 4)
+        await until(lambda: len({line for each in workers.all for line in each.lines if line[:7] == "running"}) == 4)
         for process in workers.all:
             await process.freeze()
         await until(lambda: lapsed(effect_engine, *held))
@@ -226,8 +220,7 @@ async def test_t5_workers_that_sleep_and_wake_together_do_every_job_once(effect_
 
 async def lapsed(engine: AsyncEngine, *job_ids: int) -> bool:
     """Whether the leases of all these jobs lapsed some time ago."""
-    engine = engine.execution_options(queue_kit_readonly=True)  # a process may be frozen with SQLite's lock
-    long_ago = await database_now(engine) - timedelta(seconds=LEASE)
+    long_ago = await database_now(reading(engine)) - timedelta(seconds=LEASE)
     return all([(await row_of(engine, job_id)).lease_until < long_ago for job_id in job_ids])
 
 
@@ -266,7 +259,7 @@ async def test_t9_a_worker_whose_renewals_are_slow_ends_its_handler_by_the_end_o
     (reason,) = reasons
     assert isinstance(reason, LeaseLost)
     assert times["told"] - since <= lease_seconds * 1.05 + MARGIN
-    assert times["told"] - times["taken"] <= lease_seconds / 20 + MARGIN / 2
+    assert times["told"] - times["taken"] <= lease_seconds / 20 + MARGIN
     assert hook.verdicts == ["lost"]
     row = await row_of(pg_engine, job_id)
     assert (row.state, row.claim_no, row.lost, row.retry_count) == (JobState.completed, 2, 1, 0)

@@ -133,7 +133,7 @@ async def test_u1_workers_go_on_through_a_migration(engine, following, jobs):
     async with QueueWorker(engine, jobs, **QUICK):
         await all_complete(engine)
     print(f"stalled {stalls.longest():.2f} s")
-    assert stalls.longest() < 3.0 + 1.0
+    assert stalls.longest() < 3.0 + 1.0 + MARGIN
     await each_happened_once(engine, ledger)
     assert await count_jobs(engine, JobRow.lost > 0) == 0
 
@@ -203,7 +203,13 @@ async def test_u2_an_old_worker_refuses_a_newer_schema_that_has_left_it_behind(e
     assert (await row_of(engine, waiting)).claim_no == 0
 
 
-async def test_u2_a_new_worker_refuses_an_old_schema(following):
+async def test_u2_a_new_worker_refuses_an_old_schema(engine, following, jobs, monkeypatch):
+    waiting = await add_job(engine, "write")
+    with monkeypatch.context() as newer:
+        newer.setattr(migrate, "VERSION", 3)
+        with pytest.raises(SchemaMismatch, match="is at version 2, this queue_kit needs 3"):
+            await QueueWorker(engine, jobs).start()
+    assert (await row_of(engine, waiting)).claim_no == 0
     told = await following.run("check")
     assert (told.status, told.errors) == (1, "")
     assert told.output.startswith(
@@ -257,7 +263,7 @@ async def test_u3_an_index_that_a_killed_migration_left_half_built_is_built_agai
     async with pg_engine.connect() as user:
         await user.execute(text("INSERT INTO queue_kit_job (name) VALUES ('a')"))
         async with following_on_postgres.start() as process:
-            (builder,) = await until(lambda: builders(pg_engine), seconds=10)
+            (builder,) = await until(lambda: builders(pg_engine))
             async with asyncio.timeout(5):
                 await add_job(pg_engine, "write")  # while it is built
             process.kill()
@@ -328,7 +334,7 @@ async def test_u5_two_that_build_an_index_beside_the_writers_do_not_deadlock(pg_
     async with pg_engine.connect() as user:
         await user.execute(text("INSERT INTO queue_kit_job (name) VALUES ('a')"))
         async with following_on_postgres.start() as first:
-            await until(lambda: builders(pg_engine), seconds=10)
+            await until(lambda: builders(pg_engine))
             async with following_on_postgres.start() as second:
                 await until(asks_again(pg_engine))
                 assert len(await builders(pg_engine)) == 1

@@ -103,7 +103,7 @@ async def is_waited_for(engine: AsyncEngine, following: Next) -> None:
     async with engine.connect() as user:
         await user.execute(text("INSERT INTO queue_kit_job (name) VALUES ('a')"))
         async with following.start() as first:
-            (builder,) = await until(lambda: builders(engine), seconds=10)
+            (builder,) = await until(lambda: builders(engine))
             first.kill()
             assert (await first.ended()).status == -signal.SIGKILL
         async with following.start() as second:

@@ -292,7 +292,7 @@ async def test_migrations_at_once_build_indexes_one_after_the_other(
         migrating = asyncio.gather(*map(migrate.upgrade, engines))
         if pool_size > 1:  # they build beside writers
             await user.execute(text("INSERT INTO queue_kit_job (name) VALUES ('a')"))
-            await until(lambda: builders(pg_engine), seconds=10)
+            await until(lambda: builders(pg_engine))
             await user.rollback()
         async with asyncio.timeout(30):
             await migrating

@@ -3,6 +3,7 @@
 from collections import Counter
 from typing import Any
 
+from queue_kit.models import COMPLETED
 from tests.torture.checks import check, vacuous
 from tests.torture.evidence import Evidence
 from tests.torture.run import Result
@@ -16,7 +17,7 @@ def report(result: Result) -> dict[str, Any]:
     seen, options = result.evidence, result.options
     broken = check(seen)
     empty = vacuous(seen, result.done, {deed.kind for deed in options.deeds}, seconds=options.seconds)
-    completed = sum(job.status == 2 for job in seen.jobs)
+    completed = sum(job.status == COMPLETED for job in seen.jobs)
     return {
         "seed": options.seed,
         "seconds": options.seconds,

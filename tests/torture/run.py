@@ -17,6 +17,7 @@ from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from queue_kit import CronJob, JobRow, add_job, register_cron_jobs
+from queue_kit.models import COMPLETED
 from tests.proxy import Proxy, url_through
 from tests.support import count_jobs
 from tests.torture.actors import Slot
@@ -280,7 +281,7 @@ class _Scene:
         seen = await gather(self._engine, self._ledgers.lines)
         seen.probes = self._probes
         seen.deaths = [death for slot in (*self._workers, *self._enqueuers) for death in slot.deaths]
-        seen.leased = [job.id for job in seen.jobs if job.status < 2 and job.worker_id is not None]
+        seen.leased = [job.id for job in seen.jobs if job.status < COMPLETED and job.worker_id is not None]
         if self._proxy is None:
             async with self._engine.connect() as connection:
                 found = await connection.execute(text("PRAGMA integrity_check"))

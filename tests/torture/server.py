@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from tests.faults.server import OwnServer, own_server
 
-DURABLE = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on"}
+AS_IN_PRODUCTION = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +25,13 @@ class Server:
     async def crash(self) -> None:
         """Let it end without a word and start again; it recovers from its log."""
         assert self.own is not None
-        await self.own.restart("immediate", **DURABLE)
+        await self.own.restart("immediate", **AS_IN_PRODUCTION)
 
 
 @contextlib.asynccontextmanager
 async def durable_server() -> AsyncIterator[Server]:
     async with own_server() as own:
-        await own.restart(**DURABLE)
+        await own.restart(**AS_IN_PRODUCTION)
         yield Server(own.url, own)
 
 
