@@ -64,10 +64,13 @@ async def worker_rows(engine: AsyncEngine) -> list[WorkerRow]:
         return list(await session.scalars(select(WorkerRow).order_by(WorkerRow.started_at)))
 
 
+LISTENS = "(query ILIKE 'LISTEN%queue_kit_cancel%' OR query = 'SELECT 1')"
+"""Who listens, by `pg_stat_activity`: to one channel after the other, the cancellations last; then it only probes."""
+
+
 async def listening(engine: AsyncEngine) -> bool:
-    """Whether a worker listens: to one channel after the other, the cancellations last; then it only probes."""
-    last = "query ILIKE 'LISTEN%queue_kit_cancel%' OR query = 'SELECT 1'"
-    return bool(await raw(engine, f"SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND ({last})"))
+    """Whether a worker listens."""
+    return bool(await raw(engine, f"SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND {LISTENS}"))
 
 
 async def fast_asleep(engine: AsyncEngine) -> None:

@@ -70,12 +70,10 @@ def claims_of(token: str) -> dict[str, Any]:
     return claims
 
 
-def forged(
-    token: str, *, key: SigningKey = KEY, algorithm: str = "HS256", headers: dict[str, Any] | None = None, **claims: Any
-) -> str:
+def forged(token: str, *, key: SigningKey = KEY, headers: dict[str, Any] | None = None, **claims: Any) -> str:
     """A token with some claims of one's own (`...` leaves one out), signed by somebody who has a key."""
     said = {name: value for name, value in {**claims_of(token), **claims}.items() if value is not ...}
-    return jwt.encode(said, key.secret, algorithm=algorithm, headers={"kid": key.id, **(headers or {})})
+    return jwt.encode(said, key.secret, algorithm="HS256", headers={"kid": key.id, **(headers or {})})
 
 
 def both(pair: TokenPair) -> tuple[str, str]:

@@ -285,9 +285,9 @@ async def test_a_suspect_waits_until_it_can_run_alone(engine):
     neighbour, beside = Gate(), []
 
     async def suspect(event, session, job):
-        await add_job(engine, "other", priority=0)
+        await add_job(engine, "other", priority=9)  # a worker looks ahead of its last claim only now and then
         for _ in range(20):  # time enough for a worker that is woken to claim
-            beside.append(set(neighbour.running) | set(others.running))
+            beside.append({*neighbour.running, *others.ran})
             await asyncio.sleep(0.01)
 
     others = Gate()
@@ -339,8 +339,8 @@ async def test_many_suspects_are_not_claimed_again_and_again(engine):
         await lapse(engine, job_id, times=2)
     counts = await QueueWorker(engine, {"suspect": nothing, "other": nothing}, parallel_count=4).drain()
     assert counts["completed"] == 12
-    # Twice when they lapsed, once to find out that there are several, once to run; not once for each of them that runs.
-    assert max([(await row_of(engine, job_id)).claim_no for job_id in ids[:8]]) <= 4
+    # Once when they lapsed, once to find out that there are several, once to run; not once for each of them that runs.
+    assert max([(await row_of(engine, job_id)).claim_no for job_id in ids[:8]]) <= 3
 
 
 async def test_suspects_that_are_due_together_are_all_drained_one_after_the_other(engine):

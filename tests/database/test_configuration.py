@@ -157,18 +157,17 @@ async def test_a_pool_that_can_serve_does(database_url, engine, options):
 
 @pytest.mark.parametrize("options", [{"pool_size": 1, "max_overflow": -1}, {"pool_size": 0}, {"poolclass": NullPool}])
 async def test_sessions_of_an_unlimited_pool_are_bounded_by_parallel_count_alone(pg_engine, options):
-    pooled, holding, most = create_async_engine(pg_engine.url, **options), set(), []
+    pooled, begun = create_async_engine(pg_engine.url, **options), []
 
     async def hold(event, session, job):
         await session.execute(text("SELECT 1"))
-        holding.add(job.id)
-        most.append(len(holding))
-        await until(lambda: len(most) >= 8)
+        begun.append(job.id)
+        await until(lambda: len(begun) >= 8)
 
     await add_jobs(pg_engine, [NewJob("hold")] * 8)
     counts = await QueueWorker(pooled, {"hold": hold}, parallel_count=8).drain()
     await pooled.dispose()
-    assert (counts["completed"], max(most)) == (8, 8)
+    assert counts == {**dict.fromkeys(counts, 0), "completed": 8}  # none of them in a second try
 
 
 @pytest.mark.parametrize(

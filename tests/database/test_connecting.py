@@ -18,7 +18,7 @@ from queue_kit._connecting import A_MOMENT
 from queue_kit._wakeup import Listener
 from tests.database.running import raw
 from tests.proxy import Proxy, url_through
-from tests.support import until
+from tests.support import turns, until
 
 
 @pytest.fixture
@@ -96,5 +96,6 @@ async def test_who_is_cancelled_does_not_wait_for_a_server_that_says_nothing(pro
     with pytest.raises(asyncio.CancelledError):
         await connecting
     assert time.monotonic() - began < A_MOMENT + 3.0
+    await turns()  # it is told to end only now
     gc.collect()
     assert reported == []

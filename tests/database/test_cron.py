@@ -16,7 +16,6 @@ from queue_kit import (
     CronJob,
     CronPlan,
     Discard,
-    Handlers,
     InvalidCron,
     JobRow,
     JobState,
@@ -44,11 +43,6 @@ from tests.database.clock import (
 )
 from tests.database.running import Gate, nothing
 from tests.support import change, count_jobs, is_completed, row_of, until
-
-
-@pytest.fixture
-def jobs() -> Handlers:
-    return Handlers()
 
 
 async def definitions(engine: AsyncEngine) -> list[str]:
@@ -685,12 +679,10 @@ async def test_a_second_live_occurrence_is_refused_by_the_database(engine):
 
 REGISTER = """
 import asyncio, sys
-from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy import make_url
-from queue_kit import CronJob, QueueWorker, register_cron_jobs, sqlite_engine
+from queue_kit import CronJob, QueueWorker, engine_from_url, register_cron_jobs
 
 async def main(url, number):
-    engine = sqlite_engine(make_url(url).database) if url.startswith("sqlite") else create_async_engine(url)
+    engine = engine_from_url(url)
     async def nothing(event, session, job): ...
     entries = [CronJob(f"n{at}", f"{(at * 7 + number) % 60} 0 1 1 *") for at in range(20)]
     print("ready", flush=True)
@@ -720,10 +712,16 @@ async def test_processes_that_register_at_once_leave_one_live_occurrence_each(en
         )
         for number in range(3)
     ]
-    async with asyncio.timeout(50):
+    try:
+        async with asyncio.timeout(50):
+            for process in processes:
+                assert await process.stdout.readline() == b"ready\n"
+            results = await asyncio.gather(*(process.communicate(b"go\n") for process in processes))
+    finally:
         for process in processes:
-            assert await process.stdout.readline() == b"ready\n"
-        results = await asyncio.gather(*(process.communicate(b"go\n") for process in processes))
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
     assert [(out, errors.decode()[-2_000:]) for out, errors in results] == [(b"done\n", "")] * len(processes)
     assert await live(engine) == await definitions(engine) == sorted(f"n{at}" for at in range(20))
     assert (await queue_insights(engine)).scheduled == await count_jobs(engine) == 20

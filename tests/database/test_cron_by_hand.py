@@ -25,11 +25,11 @@ from queue_kit import (
 from queue_kit.models import JobRow
 from tests.database.clock import WAYS, database_now, definition, far, lease, make_due, occurrence, reach, rows
 from tests.database.running import Gate, fast_asleep, job_in, nothing
-from tests.support import Recorder, change, row_of, until
+from tests.support import Recorder, change, row_of, turns, until
 
 
-async def live(engine, name="tick"):
-    return await rows(engine, JobRow.cron_name == name, ~JobRow.is_complete)
+async def live(engine):
+    return await rows(engine, JobRow.cron_name == "tick", ~JobRow.is_complete)
 
 
 async def work(engine, handler=nothing, name="tick"):
@@ -64,12 +64,12 @@ async def test_entries_are_listed_with_their_next_and_their_last_run(engine, way
         9,
         4,
     )
-    live = await occurrence(engine, "b")
-    assert (second.job_id, second.job_state, second.next_at) == (live.id, JobState.scheduled, live.scheduled_at)
+    waiting = await occurrence(engine, "b")
+    assert (second.job_id, second.job_state, second.next_at) == (waiting.id, JobState.scheduled, waiting.scheduled_at)
     assert (second.last_job_id, second.last_state) == (job_id, JobState.failed)
     assert second.last_ended_at == (await row_of(engine, job_id)).updated_at
     assert not second.paused
-    await lease(engine, live.id)
+    await lease(engine, waiting.id)
     assert (await list_cron_jobs(engine))[1].job_state is JobState.running
 
 
@@ -151,12 +151,21 @@ async def test_registering_again_leaves_it_paused_and_removing_ends_it(engine, t
 
 async def test_pausing_and_settling_at_once_leave_nothing_behind(engine):
     """Whichever comes first, a paused entry has no occurrence that waits."""
-    gate = Gate()
-    gate.open.set()
-    for _ in range(5):
+    begun = asyncio.Event()
+
+    async def run(event, session, job):
+        begun.set()
+
+    async def pause(*, after: int):
+        await begun.wait()
+        await turns(after)
+        await pause_cron_job(engine, "tick")
+
+    for number in range(5):
+        begun.clear()
         await register_cron_jobs(engine, [CronJob("tick", far())])
         await make_due(engine, "tick")
-        await asyncio.gather(work(engine, gate), pause_cron_job(engine, "tick"))
+        await asyncio.gather(work(engine, run), pause(after=5 * number))
         assert await live(engine) == []
         await register_cron_jobs(engine, [])
 

@@ -5,7 +5,6 @@ import html
 import json
 import logging
 import re
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -382,7 +381,7 @@ async def test_a_worker_and_what_it_runs_is_shown(ada, engine):
 
         await until(shown)
         assert "All is well" in (await ada.get("/")).text
-        assert "running" in (await ada.get(f"/jobs/{job_id}")).text
+        assert 'class="badge running"' in (await ada.get(f"/jobs/{job_id}")).text
         assert "Knows 1 name" in (await ada.get("/workers")).text
         answer = await press(ada, f"/jobs/{job_id}", f"/jobs/{job_id}/cancel")
         assert answer.headers["location"] == f"../{job_id}?notice=asked"
@@ -478,18 +477,18 @@ async def test_s8_keys_that_look_like_secrets_hide_their_values(ada, engine):
     data = {
         "object": {key: f"{key} {SECRET}" for key in keys},
         "pairs": [*([key, f"{key} {SECRET}"] for key in keys), ["to", "a@b.c"]],
-        "list": ["one", "two"],
+        "list": ["violet", "indigo"],
     }
     text = (await ada.get(f"/jobs/{await add_job(engine, 'email.send', data)}")).text
     assert re.findall(f"[^\n]*{SECRET}", text) == []
     assert text.count("[hidden]") == 2 * len(keys)
-    assert all(each in text for each in ("a@b.c", "one", "two"))
+    assert all(each in text for each in ("a@b.c", "violet", "indigo"))
 
 
 async def test_the_names_of_innocent_keys_are_no_secrets(ada, engine):
-    data = {"author": "ada", "pinned": "yes", "company": "shop", "passenger": "bob", "sessions": "three"}
+    data = {"author": "grace", "pinned": "yes", "company": "shop", "passenger": "bob", "sessions": "three"}
     text = (await ada.get(f"/jobs/{await add_job(engine, 'email.send', data)}")).text
-    assert all(each in text for each in ("ada", "yes", "shop", "bob", "three"))
+    assert all(each in text for each in ("grace", "yes", "shop", "bob", "three"))
     assert "[hidden]" not in text
 
 
@@ -837,7 +836,7 @@ async def test_cron_entries_are_run_paused_and_resumed(ada, engine):
     assert row is not None
     assert row.state == JobState.ready
     await pause_cron_job(engine, name)
-    assert "paused" in (await ada.get("/cron")).text
+    assert 'class="badge paused"' in (await ada.get("/cron")).text
     assert (await press(ada, "/cron", "/cron/run", name="nobody")).status_code == 404
 
 
@@ -923,7 +922,6 @@ async def test_a_database_that_does_not_answer_is_a_page_and_a_line(caplog):
     await engine.dispose()
 
 
-@pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The times for which pages wait, so short that a test can."""
     monkeypatch.setattr(_pool, "PATIENCE", 0.5)
@@ -931,7 +929,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("way", ["stalled", "mute"])
-async def test_no_page_waits_for_a_database_that_is_silent(pg_engine, impatient, way):
+async def test_no_page_waits_for_a_database_that_is_silent(pg_engine, monkeypatch, way):
     """Neither on a connection that it had, nor on a new one; and when the database is back, so are the pages."""
     async with (
         through_proxy(pg_engine) as (proxy, engine),
@@ -939,19 +937,18 @@ async def test_no_page_waits_for_a_database_that_is_silent(pg_engine, impatient,
     ):
         job_id = await add_job(pg_engine, "email.send")
         token = await token_on(ada, f"/jobs/{job_id}")
+        impatient(monkeypatch)
         if way == "stalled":
             proxy.stall()
         else:
             proxy.cut()
             proxy.mute = True
-        began = time.monotonic()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(10):  # a minute, and longer, without the limits
             pages = [ada.get(path) for path in (*PATHS, "/names", "/names", "/jobs")]
             change = ada.post(f"/jobs/{job_id}/cancel", data={"token": token}, headers=SAME_SITE)
             answers = await asyncio.gather(change, *pages)
         assert {answer.status_code for answer in answers} <= {200, 503}, way
         assert 503 in {answer.status_code for answer in answers}
-        assert time.monotonic() - began < 10  # a minute, and longer, without the limits
         proxy.mute = False
         proxy.cut()
 
@@ -961,8 +958,11 @@ async def test_no_page_waits_for_a_database_that_is_silent(pg_engine, impatient,
         await until(back)
 
 
-async def test_those_who_wait_for_one_thing_are_told_together(pg_engine, impatient):
+async def test_those_who_wait_for_one_thing_are_told_together(pg_engine, monkeypatch):
     pool, reads = Pool(pg_engine), []
+    async with pool.reading():
+        pass
+    impatient(monkeypatch)
 
     async def once() -> None:
         async with pool.reading() as session:

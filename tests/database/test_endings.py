@@ -59,7 +59,7 @@ async def test_a_commit_that_waits_too_long_for_its_locked_row_is_a_failed_try(p
         await write_now.wait()
 
     job_id = await add_job(pg_engine, "write", max_retry_count=1)
-    async with QueueWorker(pg_engine, {"write": write}, lease=3, hooks=[hook]):
+    async with QueueWorker(pg_engine, {"write": write}, lease=6, hooks=[hook]):
         await until(lambda: hook.started)
         async with locked(pg_engine, job_id):
             write_now.set()

@@ -48,11 +48,6 @@ class Email:
     copies: int = 1
 
 
-@pytest.fixture
-def jobs() -> Handlers:
-    return Handlers()
-
-
 # --- the caller's transaction -----------------------------------------------------------------------------------------
 
 
@@ -594,6 +589,7 @@ async def test_in_the_callers_transaction_the_commit_is_the_callers(pg_engine):
             async with client.begin() as connection:
                 await add_job(connection, "a")
         assert not isinstance(broken.value, AmbiguousCommit)
+    assert proxy.tripped.is_set()
     assert await count_jobs(pg_engine) == 0
 
 

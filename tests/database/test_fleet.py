@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import update
 
-from queue_kit import QueueWorker, add_job, fleet, list_workers
+from queue_kit import NewJob, QueueWorker, add_job, add_jobs, fleet, list_workers
 from queue_kit.models import WORKERS
 from tests.database.clock import WAYS, database_now, lease, reach
 from tests.database.running import Gate
@@ -46,13 +46,12 @@ async def test_a_worker_that_is_silent_is_not_alive(engine):
 async def test_only_the_head_of_the_order_is_looked_at(engine, monkeypatch):
     monkeypatch.setattr(fleet, "LOOKED_AT", 1)
     gate = Gate()
-    await add_job(engine, "a")
-    await add_job(engine, "a")
+    first, _ = await add_jobs(engine, [NewJob("a")] * 2)
     async with QueueWorker(engine, {"a": gate}, parallel_count=2, listen=False):
         await until(lambda: len(gate.running) == 2)
         (info,) = await list_workers(engine)
         gate.open.set()
-    assert len(info.jobs) == 1
+    assert [job.id for job in info.jobs] == [first]
 
 
 async def test_what_is_no_database_is_refused():

@@ -29,23 +29,15 @@ from queue_kit import (
     sqlite_engine,
 )
 from tests.database.clock import database_now, far, make_due, rows
+from tests.database.running import nothing
 from tests.support import Recorder, change, row_of
 
 if TYPE_CHECKING:
     from somewhere import Unknown
 
 
-@pytest.fixture
-def jobs() -> Handlers:
-    return Handlers()
-
-
-async def nothing(event, session, job):
-    """Says nothing."""
-
-
 async def other(event, session, job):
-    """Says nothing either."""
+    """Another that completes at once."""
 
 
 # --- registration -----------------------------------------------------------------------------------------------------

@@ -22,7 +22,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 
 from queue_kit import ConfigurationError, SchemaMismatch, _revisions, migrate
 from tests.conftest import engine_for
-from tests.database.running import raw
+from tests.database.running import raw, waits_for_a_lock
+from tests.support import until
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 OURS = {f"queue_kit_{name}" for name in ("job", "cron", "worker", "history", "schema", "alembic_version")}
@@ -137,15 +138,9 @@ async def test_two_databases_are_migrated_at_once_in_one_process(server, tmp_pat
 
 
 async def test_two_processes_do_not_fight(empty_database_url, tmp_path):
-    environment = {**os.environ, "QUEUE_KIT_DATABASE_URL": empty_database_url}
     command = [sys.executable, "-m", "queue_kit", "migrate"]
-    pipe = subprocess.PIPE
-    running = [
-        subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True) for _ in range(2)
-    ]
-    for process in running:
-        output, errors = await asyncio.to_thread(process.communicate, timeout=60)
-        assert process.returncode == 0, output + errors
+    migrations = (asyncio.to_thread(run, *command, url=empty_database_url, cwd=tmp_path) for _ in range(2))
+    await asyncio.gather(*migrations)
 
 
 async def test_one_connection_is_enough_and_comes_back_to_the_pool_as_it_was(empty_postgres_url):
@@ -268,9 +263,19 @@ class TestInACheckout:
         assert "CREATE TABLE queue_kit_job" in self.alembic("upgrade", "head", "--sql", url="postgres://u@h/d")
 
     async def test_two_at_once_do_not_fight(self, empty_engine, empty_database_url):
-        upgrade = asyncio.to_thread(self.alembic, "upgrade", "head", url=empty_database_url)
-        await asyncio.gather(upgrade, migrate.upgrade(empty_engine))
+        upgrades = (asyncio.to_thread(self.alembic, "upgrade", "head", url=empty_database_url) for _ in range(2))
+        await asyncio.gather(*upgrades)
         await check(empty_engine)
+
+    async def test_it_waits_for_its_turn(self, empty_postgres_url):
+        engine = create_async_engine(empty_postgres_url)
+        async with engine.begin() as connection:
+            await connection.run_sync(_revisions.take_turn)
+            upgrade = asyncio.create_task(asyncio.to_thread(self.alembic, "upgrade", "head", url=empty_postgres_url))
+            await until(lambda: waits_for_a_lock(engine))
+        await upgrade
+        await check(engine)
+        await engine.dispose()
 
     def test_the_folder_never_becomes_a_package(self):
         found = [path.name for path in (CHECKOUT / "alembic").rglob("__init__.py")]

@@ -30,10 +30,13 @@ from queue_kit import (
     pause_cron_job,
     queue_insights,
     register_cron_jobs,
+    resume_cron_job,
     retry_job,
+    retry_jobs,
     run_cron_job,
     run_job_now,
     throughput,
+    throughput_by_name,
 )
 from queue_kit.contrib.files import get_file
 from queue_kit.dashboard import Access, dashboard
@@ -58,13 +61,16 @@ CALLS = {
     "cancel_job": (lambda db: cancel_job(db, 1), "job"),
     "cancel_jobs": (lambda db: cancel_jobs(db, name="mail"), "job"),
     "retry_job": (lambda db: retry_job(db, 1), "job"),
+    "retry_jobs": (lambda db: retry_jobs(db, name="mail"), "job"),
     "run_job_now": (lambda db: run_job_now(db, 1), "job"),
     "register_cron_jobs": (lambda db: register_cron_jobs(db, [CronJob("mail", "0 6 * * *")]), "cron"),
     "list_cron_jobs": (list_cron_jobs, "cron"),
     "pause_cron_job": (lambda db: pause_cron_job(db, "mail"), "cron"),
+    "resume_cron_job": (lambda db: resume_cron_job(db, "mail"), "cron"),
     "run_cron_job": (lambda db: run_cron_job(db, "mail"), "cron"),
     "list_workers": (list_workers, "worker"),
     "throughput": (throughput, "history"),
+    "throughput_by_name": (throughput_by_name, "history"),
 }
 
 

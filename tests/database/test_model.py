@@ -1,7 +1,7 @@
 """The queue against a model of it (`model.py`): whatever is done in whatever order, by several workers, with stale
 claims and a clock that goes forth and back, afterwards the tables hold what a few rules on plain values say.
 
-`HYPOTHESIS_PROFILE=long` lives fifty times as many histories, longer ones, and others each time.
+`HYPOTHESIS_PROFILE=long` lives seventy-five times as many histories, longer ones, and others each time.
 """
 
 import asyncio
@@ -536,13 +536,17 @@ EVENTS = {
     *("a key refused", "jobs rolled back", "a promotion", "a lapsed lease", "a lease renewed", "a renewal refused"),
     *("an ending refused", "a commit refused", "a session's completed", "a session's checkpoint"),
     *("cancelled while ready", "cancelled while scheduled", "cancelled while running", "a retry", "a retry refused"),
+    "a job pruned",
 }
 """What happens in a few dozen histories, unless the machine does not live them as it should."""
+RARE = {"a key handed over", "a chain mended"}
+"""What happens in a few hundred."""
 
 
 def test_c9_whatever_is_done_the_tables_hold_what_the_model_says(real):
     live(real, histories=3000 if LONG else 40, steps=100 if LONG else 40)
-    assert not EVENTS - {event for event, times in real.seen.items() if times}
+    wanted = EVENTS | RARE if LONG else EVENTS
+    assert not wanted - {event for event, times in real.seen.items() if times}
 
 
 # --- what the machine finds -------------------------------------------------------------------------------------------

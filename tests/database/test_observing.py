@@ -11,7 +11,6 @@ from sqlalchemy.event import listen, remove
 from sqlalchemy.orm import Session
 
 from queue_kit import CronJob, Handlers, JobState, NewJob, QueueWorker, add_job, add_jobs, list_jobs, register_cron_jobs
-from tests.database.running import Refusing
 from tests.support import ADD_EFFECT, Recorder, make_effects, move, row_of, until
 
 current = contextvars.ContextVar("current", default="nothing")
@@ -25,7 +24,7 @@ class Marking:
 
 
 @pytest.fixture
-def flushing() -> Iterator[list[str]]:
+def at_commits() -> Iterator[list[str]]:
     """What the context variable was at each commit of a session."""
     seen = []
 
@@ -40,7 +39,7 @@ def flushing() -> Iterator[list[str]]:
 # --- the context ------------------------------------------------------------------------------------------------------
 
 
-async def test_a_handler_and_its_commit_see_what_hooks_set_and_the_next_job_does_not(engine, flushing):
+async def test_a_handler_and_its_commit_see_what_hooks_set_and_the_next_job_does_not(engine, at_commits):
     await make_effects(engine)
     seen = []
 
@@ -51,7 +50,7 @@ async def test_a_handler_and_its_commit_see_what_hooks_set_and_the_next_job_does
     ids = await add_jobs(engine, [NewJob("write")] * 3)
     await QueueWorker(engine, {"write": write}, hooks=[Marking()]).drain()
     assert seen == [f"nothing > job {job_id}" for job_id in ids]
-    assert [value for value in flushing if "job" in value] == seen
+    assert [value for value in at_commits if "job" in value] == seen
     assert current.get() == "nothing"
 
 
@@ -122,8 +121,8 @@ async def test_the_states_of_a_worker_are_logged_with_its_id(engine, caplog):
     assert lines == [(worker_id, state) for state in ("started", "stopping", "stopped")]
 
 
-async def test_the_line_about_a_handler_that_refuses_to_end_names_its_job(engine, caplog):
-    refusing, hook = Refusing(), Recorder()
+async def test_the_line_about_a_handler_that_refuses_to_end_names_its_job(engine, refusing, caplog):
+    hook = Recorder()
     job_id = await add_job(engine, "refusing", handler_timeout=0.01)
     async with QueueWorker(engine, {"refusing": refusing}, cancel_grace=0.05, max_retry_count=1, hooks=[hook]):
         await until(lambda: hook.settled)

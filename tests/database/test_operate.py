@@ -92,7 +92,7 @@ async def test_a_cancelled_run_is_told_why_and_is_neither_counted_nor_tried_agai
             reasons.append(event.signal.reason)
 
     job_id = await add_job(engine, "wait")
-    async with QueueWorker(engine, {"wait": wait}, lease=3, retry_delay=0, hooks=[hook]):
+    async with QueueWorker(engine, {"wait": wait}, lease=6, retry_delay=0, hooks=[hook]):
         await until(lambda: gate.running)
         assert await cancel_job(engine, job_id) is JobState.running
         await until(lambda: hook.settled)

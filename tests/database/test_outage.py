@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from queue_kit import JobRow, JobState, LeaseLost, NewJob, QueueWorker, add_job, add_jobs, cancel_job, sqlite_engine
-from tests.database.running import Gate, listening, raw
+from tests.database.running import LISTENS, Gate, nothing, raw
 from tests.proxy import Proxy, through_proxy
 from tests.support import (
     ADD_EFFECT,
@@ -57,7 +57,7 @@ async def test_an_idle_worker_waits_for_its_database_and_goes_on(away, pg_engine
         await until(lambda: not worker.healthy)
         await add_job(pg_engine, "work", max_retry_count=1)
         before = proxy.attempts
-        await until(lambda: proxy.attempts > before + 1)  # a probe, and another one
+        await until(lambda: proxy.attempts > before + 1)  # who probes and who listens try again
         proxy.up()
         await until(lambda: worker.healthy)
 
@@ -122,7 +122,7 @@ async def test_a_run_whose_lease_lapses_in_an_outage_is_released_with_nothing_co
 
     job_id = await add_job(pg_engine, "long", max_retry_count=1)
     hook = Recorder()
-    async with QueueWorker(engine, {"long": long}, lease=0.6, hooks=[hook], **QUICK):
+    async with QueueWorker(engine, {"long": long}, lease=2.0, hooks=[hook], **QUICK):
         await until(lambda: begun)
         proxy.down()
         await until(lambda: reasons)
@@ -198,7 +198,7 @@ async def test_n5_a_completion_whose_commit_has_no_reply_is_read_again(away, pg_
     job_id = await add_job(pg_engine, "write", max_retry_count=1)
     hook = Recorder()
     async with QueueWorker(engine, {"write": write}, hooks=[hook], **QUICK):
-        await proxy.tripped.wait()
+        await until(proxy.tripped.is_set)
         assert await effects(pg_engine) == ([job_id] if delivered else [])
         proxy.up()
         await settled(hook, 1 if delivered else 2)
@@ -221,7 +221,7 @@ async def test_a_stop_while_a_commit_has_no_reply_keeps_no_connection_from_the_n
 
         worker = QueueWorker(engine, {"write": write}, handler_timeout=5, grace=0.1, cancel_grace=0.1, **QUICK)
         await worker.start()
-        await proxy.tripped.wait()
+        await until(proxy.tripped.is_set)
         await worker.stop()
         proxy.up()
         next_id = await add_job(pg_engine, "write")
@@ -241,7 +241,7 @@ async def test_n5_a_batch_of_endings_that_has_no_reply_is_written_once(away, pg_
         await until(lambda: len(gate.running) == 5)
         proxy.down_at(b'"claim_no":', delivered=delivered)  # what only settling sends, long before the next renewal
         gate.open.set()
-        await proxy.tripped.wait()
+        await until(proxy.tripped.is_set)
         assert await count_jobs(pg_engine, ~JobRow.is_complete) == (0 if delivered else 5)
         proxy.up()
         await settled(hook, 5)
@@ -261,13 +261,13 @@ async def test_a_claim_that_has_no_reply_is_made_again_and_its_job_runs_once(awa
     gate, hook = Gate(), Recorder()
     gate.open.set()
     # Nothing but the poll makes it claim, and only when there is a job: one puller is always idle, and nobody listens.
-    options = {"parallel_count": 2, "listen": False, "lease": 0.6}
+    options = {"parallel_count": 2, "listen": False, "lease": 2.0}
     async with QueueWorker(engine, {"work": gate}, hooks=[hook], **options, **QUICK):
         await add_job(pg_engine, "work")
         await settled(hook, 1)
         proxy.down_at(CLAIMS, delivered=delivered)
         job_id = await add_job(pg_engine, "work", max_retry_count=1)
-        await proxy.tripped.wait()
+        await until(proxy.tripped.is_set)
         proxy.up()
         await settled(hook, 2)
     assert hook.verdicts == ["completed"] * 2
@@ -349,17 +349,10 @@ async def test_a_server_that_is_read_only_for_a_while_is_waited_for_and_found_ag
 # --- the listening connection -----------------------------------------------------------------------------------------
 
 
-LISTENS = "query ILIKE 'LISTEN%'"
-
-
 async def test_a_listener_that_is_ended_listens_again_and_the_poll_finds_what_it_missed(pg_engine, caplog):
     hook = Recorder()
-
-    async def note(event, session, job):
-        pass
-
-    async with QueueWorker(pg_engine, {"note": note}, poll_interval=0.3, hooks=[hook]) as worker:
-        await until(lambda: listening(pg_engine))
+    async with QueueWorker(pg_engine, {"note": nothing}, poll_interval=0.3, hooks=[hook]) as worker:
+        await until(lambda: hook.listener == ["listening"])
         assert await end_backends(pg_engine, LISTENS) == 1
         await add_job(pg_engine, "note")
         await settled(hook, 1)
@@ -375,12 +368,8 @@ async def test_n3_a_half_open_listener_is_found_by_its_probe(away, pg_engine, mo
     monkeypatch.setattr("queue_kit._wakeup.PROBE_TIMEOUT", 0.5)
     proxy, through = away
     hook = Recorder()
-
-    async def note(event, session, job):
-        pass
-
-    async with QueueWorker(pg_engine, {"note": note}, poll_interval=3600, listen=through, hooks=[hook]):
-        await until(lambda: listening(pg_engine))
+    async with QueueWorker(pg_engine, {"note": nothing}, poll_interval=3600, listen=through, hooks=[hook]):
+        await until(lambda: hook.listener == ["listening"])
         before = proxy.attempts
         proxy.stall()
         await until(lambda: "not listening, polling instead: TimeoutError" in caplog.text)

@@ -23,7 +23,7 @@ from queue_kit import (
 from queue_kit.telemetry._labels import OTHER
 from queue_kit.telemetry.queue_state import QueueStateMetrics
 from tests.conftest import engine_for
-from tests.database.running import job_in, raw, waits_for_a_lock
+from tests.database.running import job_in, nothing, raw, waits_for_a_lock
 from tests.support import move, until
 
 FAST = {"interval": 0.001}
@@ -80,10 +80,7 @@ async def test_the_backlog_is_shown_by_name_and_state(engine, registry, value):
 async def test_names_that_no_live_worker_runs_are_shown_until_one_does(engine, registry, value):
     await add_jobs(engine, [NewJob("nobody"), NewJob("nobody", delay=600), NewJob("somebody", delay=600)])
     state = QueueStateMetrics(engine, registry, **FAST)
-
-    async def somebody(event, session, job): ...
-
-    async with QueueWorker(engine, {"somebody": somebody}):
+    async with QueueWorker(engine, {"somebody": nothing}):
         await state.refresh()
         assert (value("unhandled_jobs", name="nobody"), value("unhandled_jobs", name="somebody")) == (2, None)
     await refreshed(state)
@@ -134,13 +131,11 @@ async def test_the_names_with_most_jobs_have_series_of_their_own(engine, registr
 
 
 async def test_names_that_workers_run_have_series_before_all_others(engine, registry, value):
-    async def ours(event, session, job): ...
-
     await add_jobs(engine, [NewJob(f"stray {n}", delay=600) for n in range(5)] * 2)
     state = QueueStateMetrics(engine, registry, most_names=4, **FAST)
     await state.refresh()
     await add_jobs(engine, [NewJob("ours", delay=600), NewJob("ours, too", delay=600)])
-    async with QueueWorker(engine, {"ours": ours, "ours, too": ours}):
+    async with QueueWorker(engine, {"ours": nothing, "ours, too": nothing}):
         await refreshed(state)
     assert value("jobs", name="ours", state="scheduled") == value("jobs", name="ours, too", state="scheduled") == 1
     assert value("jobs", name=OTHER, state="scheduled") == 6

@@ -13,7 +13,6 @@ from queue_kit import (
     DeadlineExceeded,
     Discard,
     Handler,
-    Handlers,
     Job,
     JobAborted,
     JobRow,
@@ -24,20 +23,8 @@ from queue_kit import (
     add_job,
     add_jobs,
 )
-from tests.database.running import Refusing
+from tests.database.running import nothing
 from tests.support import Recorder, row_of, state_of, until
-
-
-@pytest.fixture
-def jobs() -> Handlers:
-    """Handlers with `note`, which does nothing but be run."""
-    handlers = Handlers()
-
-    @handlers.handler("note")
-    async def note(event, session, job): ...
-
-    return handlers
-
 
 # --- timeouts ---------------------------------------------------------------------------------------------------------
 
@@ -178,6 +165,7 @@ async def overflow():
 
 
 async def test_nothing_that_a_handler_raises_ends_the_worker(engine, jobs):
+    jobs.add("note", nothing)
     errors = {
         "CancelledError": asyncio.CancelledError(),
         "SystemExit": SystemExit(3),
@@ -296,9 +284,9 @@ async def test_the_spans_of_a_handler_that_forgot_reach_hooks_and_log(engine, jo
     assert late.children[2].started <= late.aborted <= late.started + late.duration
 
 
-async def test_payloads_are_never_logged(engine, jobs, caplog):
+async def test_payloads_are_never_logged(engine, jobs, refusing, caplog):
     caplog.set_level(logging.DEBUG, "queue_kit")
-    refusing, hook = Refusing(), Recorder()
+    hook = Recorder()
     jobs.add("refusing", refusing, timeout=0.02, max_retry_count=1)
 
     class Broken:
@@ -329,11 +317,9 @@ async def test_payloads_are_never_logged(engine, jobs, caplog):
     await add_job(engine, "typed", [secret])
     await add_job(engine, "typed", {secret: 1})
     await add_job(engine, "refusing", {"password": secret}, priority=9)
-    try:
-        async with QueueWorker(engine, jobs, cancel_grace=0.05, poll_interval=0.1, hooks=[hook, Broken()]):
-            await until(lambda: len({record.job.id for record in hook.settled}) == 8)
-    finally:
-        refusing.let_go.set()
+    async with QueueWorker(engine, jobs, cancel_grace=0.05, poll_interval=0.1, hooks=[hook, Broken()]):
+        await until(lambda: len({record.job.id for record in hook.settled}) == 8)
+    refusing.let_go.set()
     first: dict[int, str] = {}
     for record in hook.settled:
         first.setdefault(record.job.id, record.outcome.verdict.value)
@@ -357,6 +343,8 @@ async def test_what_an_error_says_stays_on_one_line_of_the_log(engine, jobs, cap
 
 
 async def test_a_handler_that_cancels_itself_and_returns_fails_and_keeps_no_slot(engine, jobs):
+    jobs.add("note", nothing)
+
     @jobs.handler("cancels", max_retry_count=1)
     async def cancels(event, session, job):
         asyncio.current_task().cancel()
@@ -404,6 +392,8 @@ async def test_hooks_hear_of_the_start_before_the_run_and_of_the_end_after_it_is
 
 @pytest.mark.parametrize("error", [ValueError("broken"), asyncio.CancelledError()], ids=["error", "cancelled"])
 async def test_a_hook_that_raises_is_named_and_harms_nothing(engine, jobs, caplog, error):
+    jobs.add("note", nothing)
+
     class Raising:
         def on_started(self, record):
             raise error
@@ -414,7 +404,7 @@ async def test_a_hook_that_raises_is_named_and_harms_nothing(engine, jobs, caplo
     ids = await add_jobs(engine, [NewJob("note")] * 3)
     worker = QueueWorker(engine, jobs, hooks=[Raising(), hook])
     async with worker:
-        await until(lambda: len(hook.settled) == 3, seconds=5)
+        await until(lambda: len(hook.settled) == 3)
         assert worker.healthy
     assert [await state_of(engine, job_id) for job_id in ids] == [JobState.completed] * 3
     for method in ("on_started", "on_settled", "on_worker_state"):

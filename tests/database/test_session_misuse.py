@@ -151,7 +151,7 @@ async def test_a_checkpoint_waits_for_its_locked_row_but_not_for_ever(pg_engine,
 
     hook = Recorder()
     job_id = await add_job(pg_engine, "checkpoints")
-    async with QueueWorker(pg_engine, jobs, lease=3, hooks=[hook]):
+    async with QueueWorker(pg_engine, jobs, lease=6, hooks=[hook]):
         await until(lambda: hook.started)
         async with locked(pg_engine, job_id):
             commit_now.set()

@@ -207,6 +207,7 @@ async def test_cleanup_does_not_make_a_copy_useful_again(engine):
     await store.cleanup(engine, 0)
     with pytest.raises(LeakedSession):
         await store.refresh_tokens(engine, first.refresh_token)
+    await move_back(engine, session_revoked_at=1)  # longer ago than a tick of SQLite's clock
     await store.cleanup(engine, 0)
     assert await snapshot(engine) == ([], [], 1)
     with pytest.raises(UnknownSession):
@@ -258,9 +259,10 @@ async def test_the_databases_clock_decides_and_no_claim_of_a_token(database):
         with pytest.raises(InvalidToken):
             await store.get(engine, pair.access_token)
         await clock.move(START + timedelta(seconds=600))
-        for token in (pair.refresh_token, forged(pair.refresh_token, exp=LATER)):
-            with pytest.raises((ExpiredToken, InvalidToken)):
-                await store.refresh_tokens(engine, token)
+        with pytest.raises(ExpiredToken):
+            await store.refresh_tokens(engine, pair.refresh_token)
+        with pytest.raises(InvalidToken):
+            await store.refresh_tokens(engine, forged(pair.refresh_token, exp=LATER))
 
 
 async def test_one_token_of_a_pair_never_stands_for_the_other(engine):
@@ -277,15 +279,13 @@ async def test_one_token_of_a_pair_never_stands_for_the_other(engine):
 
 async def test_the_log_of_the_database_has_no_token(engine, caplog):
     store = cart_store()
-    with caplog.at_level("DEBUG"):
-        engine.echo = "debug"
+    with caplog.at_level("DEBUG"), caplog.at_level("DEBUG", "sqlalchemy"):
         pair = await store.create(engine, Cart())
         await store.get(engine, pair.access_token)
         second = await store.refresh_tokens(engine, pair.refresh_token)
         await move_back(engine, rotated_at=60)
         with pytest.raises(LeakedSession):
             await store.refresh_tokens(engine, pair.refresh_token)
-        engine.echo = False
     assert "queue_kit_session_token" in caplog.text
     for token in (*both(pair), *both(second)):
         assert token not in caplog.text

@@ -653,7 +653,7 @@ async def test_cleanup_goes_in_batches_that_its_caller_bounds(engine):
     for _ in range(4):
         pair = await store.refresh_tokens(engine, pair.refresh_token)
     await store.invalidate(engine, pair.session_id)
-    await asyncio.sleep(0.002)  # what ended within this millisecond of SQLite's clock is not old enough yet
+    await move_back(engine, session_revoked_at=1)  # longer ago than a tick of SQLite's clock
     assert [await store.cleanup(engine, 0, limit=2) for _ in range(4)] == [2, 2, 1, 0]
     assert await left(engine) == (0, 0)
 
@@ -662,6 +662,7 @@ async def test_cleanup_goes_in_batches_that_its_caller_bounds(engine):
 async def test_cleanup_in_a_callers_transaction_is_theirs_to_commit(engine, way):
     store = cart_store()
     await store.invalidate(engine, (await store.create(engine, Cart())).session_id)
+    await move_back(engine, session_revoked_at=1)  # longer ago than a tick of SQLite's clock
     opened = AsyncSession(engine) if way == "session" else engine.connect()
     async with opened as db:
         assert await store.cleanup(db, 0) == 1
@@ -675,6 +676,7 @@ async def test_cleanups_at_once_leave_no_empty_session(engine):
         pair = await store.create(engine, Cart())
         await store.refresh_tokens(engine, pair.refresh_token)
         await store.invalidate(engine, pair.session_id)
+    await move_back(engine, session_revoked_at=1)  # longer ago than a tick of SQLite's clock
     deleted = await asyncio.gather(*(store.cleanup(engine, 0, limit=3) for _ in range(6)))
     while sum(deleted) < 10:
         deleted.append(await store.cleanup(engine, 0))
@@ -687,6 +689,7 @@ async def test_of_two_cleanups_that_share_a_session_the_last_one_deletes_it(engi
     pair = await store.create(engine, Cart())
     await store.refresh_tokens(engine, pair.refresh_token)
     await store.invalidate(engine, pair.session_id)
+    await move_back(engine, session_revoked_at=1)  # longer ago than a tick of SQLite's clock
     async with engine.connect() as first:
         assert await store.cleanup(first, 0, limit=1) == 1
         second = asyncio.create_task(store.cleanup(engine, 0, limit=1))

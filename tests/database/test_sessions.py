@@ -11,7 +11,6 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from queue_kit import (
     Cancelled,
     ConfigurationError,
-    Handlers,
     JobRow,
     JobState,
     LeaseLost,
@@ -36,11 +35,6 @@ class Base(DeclarativeBase):
 class Unique(Base):
     __tablename__ = "uniq"
     id: Mapped[int] = mapped_column(primary_key=True)
-
-
-@pytest.fixture
-def jobs() -> Handlers:
-    return Handlers()
 
 
 @pytest.fixture
@@ -108,7 +102,7 @@ async def test_after_the_lease_is_lost_nothing_commits_not_even_by_its_own_commi
     job_id = await add_job(engine, "zombie")
     hook = Recorder()
     async with QueueWorker(engine, jobs, hooks=[hook], listen=False):  # which would renew as soon as it listens
-        await started.wait()
+        await until(started.is_set)
         await steal(engine, job_id)
         stolen.set()
         await until(lambda: hook.settled)
@@ -130,7 +124,7 @@ async def test_a_completion_after_the_lease_is_lost_rolls_the_writes_back(engine
     job_id = await add_job(engine, "late")
     hook = Recorder()
     async with QueueWorker(engine, jobs, hooks=[hook]):
-        await started.wait()
+        await until(started.is_set)
         await steal(engine, job_id)
         stolen.set()
         await until(lambda: hook.settled)
@@ -150,7 +144,7 @@ async def test_an_unused_session_is_fenced_as_well(engine, jobs):
     job_id = await add_job(engine, "unused")
     hook = Recorder()
     async with QueueWorker(engine, jobs, hooks=[hook]):
-        await started.wait()
+        await until(started.is_set)
         await steal(engine, job_id)
         stolen.set()
         await until(lambda: hook.settled)
@@ -290,8 +284,8 @@ async def test_a_cancelled_job_keeps_nothing(engine, jobs):
         await session.execute(ADD_EFFECT, {"job_id": job.id})
 
     job_id = await add_job(engine, "wait")
-    async with QueueWorker(engine, jobs, lease=1.5):
-        await started.wait()
+    async with QueueWorker(engine, jobs, lease=6.0):
+        await until(started.is_set)
         assert await cancel_job(engine, job_id) is JobState.running
 
         async def cancelled() -> bool:
@@ -364,7 +358,7 @@ async def test_a_handler_that_locks_its_own_row_keeps_its_lease(pg_engine, jobs)
     async def its_lease_has_lapsed_in_the_row() -> bool:
         return (await row_of(pg_engine, job_id)).lease_until < await database_now(pg_engine)
 
-    async with QueueWorker(pg_engine, jobs, lease=1.0, hooks=[hook]):
+    async with QueueWorker(pg_engine, jobs, lease=3.0, hooks=[hook]):
         await until(lambda: hook.started)
         await until(its_lease_has_lapsed_in_the_row)
         go.set()

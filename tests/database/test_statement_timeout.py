@@ -162,7 +162,7 @@ async def test_a_worker_that_is_cut_off_leaves_no_statement_behind(pg_engine):
     await make_effects(pg_engine)
     await add_job(pg_engine, "endless", handler_timeout=1.0)
     async with through_proxy(pg_engine) as (proxy, engine), QueueWorker(engine, {"endless": endless}, grace=0):
-        await began.wait()
+        await until(began.is_set)
         await until(lambda: active(pg_engine, "pg_sleep"))
         proxy.stall()
         proxy.refusing = True  # so that no request to cancel arrives either
@@ -221,7 +221,7 @@ async def test_what_a_late_handler_has_not_flushed_yet_has_the_budget_of_the_com
         while event.signal.deadline > 0:
             time.sleep(0.01)
 
-    job_id = await add_job(pg_engine, "a", handler_timeout=0.3, max_retry_count=1)
+    job_id = await add_job(pg_engine, "a", handler_timeout=1.0, max_retry_count=1)
     counts = await QueueWorker(pg_engine, {"a": blocks}).drain()
     assert (counts["completed"], (await row_of(pg_engine, job_id)).errors) == (1, None)
     assert await count_jobs(pg_engine, JobRow.name == "other") == 500
@@ -242,7 +242,7 @@ async def test_a_connection_that_breaks_as_a_transaction_begins_fails_nobody(pg_
         hook = Recorder()
         job_id = await add_job(pg_engine, "a", max_retry_count=1)
         async with QueueWorker(engine, {"a": handler}, retry_delay=0.05, poll_interval=0.05, hooks=[hook]):
-            await proxy.tripped.wait()
+            await until(proxy.tripped.is_set)
             proxy.up()
             await until(lambda: len(hook.settled) == 2)
     assert runs == [job_id, job_id]

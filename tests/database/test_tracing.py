@@ -11,7 +11,6 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from queue_kit import (
-    Handlers,
     NewJob,
     QueueWorker,
     WorkerState,
@@ -25,11 +24,6 @@ from queue_kit.telemetry import tracing
 from queue_kit.telemetry.tracing import OpenTelemetryTracing
 from tests.database.running import nothing
 from tests.support import Recorder, change, row_of, until
-
-
-@pytest.fixture
-def jobs() -> Handlers:
-    return Handlers()
 
 
 @pytest.fixture
@@ -300,6 +294,7 @@ async def test_what_a_stopped_worker_could_not_give_back_ends_with_it(provider, 
     hook.on_started(recorder.started[0])
     assert spans("run a") == []
     hook.on_worker_state(WorkerState(recorder.started[0].worker_id, "stopped"))
+    assert len(spans("run a")) == 1
     hook.on_settled(recorder.settled[0])
     assert len(spans("run a")) == 1
 

@@ -28,7 +28,7 @@ from queue_kit import (
 from queue_kit._dialect.clock import seconds_until
 from queue_kit._sleep import AFTER_FALLING_ASLEEP
 from tests.database.clock import occurrence
-from tests.database.running import claims, fast_asleep, listening, nothing, raw, statements
+from tests.database.running import LISTENS, claims, fast_asleep, listening, nothing, raw, statements
 from tests.support import Recorder, count_jobs, until
 
 NEVER = {"poll_interval": 86_400.0}
@@ -80,7 +80,7 @@ async def by_plain_sql(engine: AsyncEngine) -> None:
     await raw(engine, "INSERT INTO queue_kit_job (name) VALUES ('work')")
 
 
-WAYS = [
+INSERTS = [
     by_add_job,
     by_handler,
     by_add_jobs_in_a_session,
@@ -97,7 +97,7 @@ async def wakes_by_every_way(engine: AsyncEngine, other: AsyncEngine) -> None:
     hook = Recorder()
     async with QueueWorker(engine, {"first": nothing, "work": nothing}, hooks=[hook], **NEVER):
         await ready_to_wake(engine, hook)
-        for count, way in enumerate(WAYS, 2):
+        for count, way in enumerate(INSERTS, 2):
             await way(other)
             await until(lambda count=count: len(hook.settled) == count)
 
@@ -260,7 +260,7 @@ async def test_cancelling_reaches_a_running_job_long_before_its_renewal(pg_engin
         loop = asyncio.get_running_loop()
         asked = loop.time()
         assert await cancel_job(pg_engine, job_id) is JobState.running
-        await aborted.wait()
+        await until(aborted.is_set)
         assert loop.time() - asked < 5.0  # the next renewal is up to ten seconds away
         await until(lambda: len(hook.settled) == 2)
     assert hook.verdicts == ["completed", "cancelled"]
@@ -276,8 +276,7 @@ async def test_listening_can_go_through_another_engine(pg_engine):
         await ready_to_wake(pg_engine, hook)
         listeners = await raw(
             pg_engine,
-            "SELECT application_name FROM pg_stat_activity "
-            "WHERE datname = current_database() AND query ILIKE 'LISTEN%'",
+            f"SELECT application_name FROM pg_stat_activity WHERE datname = current_database() AND {LISTENS}",
         )
         assert [row.application_name for row in listeners] == ["direct"]
         await raw(pg_engine, "INSERT INTO queue_kit_job (name) VALUES ('work')")
@@ -318,12 +317,12 @@ async def test_one_job_wakes_with_one_claim_however_many_pullers_wait(engine):
 
 
 async def test_c7_one_job_costs_ten_idle_workers_about_one_claim_each(pg_engine):
+    hook = Recorder()
+
     async def all_sleep() -> bool:
         asleep = "SELECT count(*) FROM queue_kit_worker WHERE idle_until > clock_timestamp()"
-        listeners = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query ILIKE 'LISTEN%'"
-        return [row[0] for query in (asleep, listeners) for row in await raw(pg_engine, query)] == [10, 10]
+        return hook.listener.count("listening") == 10 and await raw(pg_engine, asleep) == [(10,)]
 
-    hook = Recorder()
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(10):
             await stack.enter_async_context(QueueWorker(pg_engine, {"work": nothing}, hooks=[hook], **NEVER))

@@ -14,7 +14,7 @@ from sqlalchemy import Engine, event
 from queue_kit import Handlers, QueueWorker, add_job
 from tests.support import Recorder, is_completed, until
 
-LEASE = 0.9
+LEASE = 3.0
 """A third of it is when a block is reported."""
 
 
@@ -28,11 +28,6 @@ def block_until_reported(caplog: pytest.LogCaptureFixture) -> None:
     while not reports(caplog):
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-@pytest.fixture
-def jobs() -> Handlers:
-    return Handlers()
 
 
 @pytest.mark.parametrize("awaits_first", [False, True])
@@ -108,7 +103,7 @@ async def test_a_handler_that_refuses_to_end_is_named_too(engine, jobs, caplog):
 async def test_a_loop_that_is_busy_but_not_blocked_is_left_alone(engine, jobs, caplog):
     @jobs.handler("busy")
     async def busy(event: Any, session: Any, job: Any) -> None:
-        ends = time.monotonic() + 3 * LEASE
+        ends = time.monotonic() + LEASE
         while time.monotonic() < ends:
             await asyncio.sleep(0)
 
@@ -118,10 +113,12 @@ async def test_a_loop_that_is_busy_but_not_blocked_is_left_alone(engine, jobs, c
     assert reports(caplog) == []
 
 
-async def test_code_that_keeps_the_interpreter_to_itself_is_noticed_afterwards(engine, jobs, caplog):
+async def test_code_that_keeps_the_interpreter_to_itself_is_noticed_afterwards(engine, jobs, caplog, monkeypatch):
+    monkeypatch.setattr("queue_kit._watchdog.A_MOMENT", 0.5)  # a busy loop takes its time to answer when it runs again
+
     @jobs.handler("keeps")
     async def keeps(event: Any, session: Any, job: Any) -> None:
-        ctypes.PyDLL(None).usleep(int(2 * LEASE * 1e6))  # a PyDLL does not let other threads run meanwhile
+        ctypes.PyDLL(None).usleep(int(LEASE * 1e6))  # a PyDLL does not let other threads run meanwhile
 
     async with QueueWorker(engine, jobs, lease=LEASE):
         await add_job(engine, "keeps")
@@ -146,7 +143,7 @@ async def test_a_blocked_loop_is_not_taken_for_a_database_that_is_away(pg_engine
         if "UPDATE queue_kit_worker" in statement and not blocked:
             blocked.append(statement)
             # It is on its way when this comes, and a worker with this lease waits a second for the answer.
-            asyncio.get_running_loop().call_soon(time.sleep, 1.2)
+            asyncio.get_running_loop().call_soon(time.sleep, LEASE)
 
     async with QueueWorker(pg_engine, Handlers(), lease=LEASE, hooks=[hook]):
         event.listen(Engine, "before_cursor_execute", sent)

@@ -6,7 +6,6 @@ import contextvars
 import os
 import threading
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from queue_kit import (
     AbortToken,
     DeadlineExceeded,
     Discard,
-    Handlers,
     Job,
     JobRow,
     JobState,
@@ -31,29 +29,10 @@ from queue_kit import (
 )
 from queue_kit.event import Event
 from tests.conftest import engine_for
-from tests.database.running import Gate, Refusing
+from tests.database.running import Gate, nothing
 from tests.support import ADD_EFFECT, Recorder, effects, make_effects, state_of, until
 
 tenant = contextvars.ContextVar("tenant", default="nobody")
-
-
-@pytest.fixture
-def jobs() -> Handlers:
-    """Handlers with `note`, which does nothing but be run."""
-    handlers = Handlers()
-
-    @handlers.handler("note")
-    async def note(event, session, job): ...
-
-    return handlers
-
-
-@pytest.fixture
-async def refusing() -> AsyncIterator[Refusing]:
-    """A handler that refuses to end until it is let go, at the latest when the test is over."""
-    made = Refusing()
-    yield made
-    made.let_go.set()
 
 
 def error_class(record) -> str | None:
@@ -87,6 +66,7 @@ async def test_a_wedged_handler_is_named_and_loses_its_slot_to_a_replacement(eng
 
 async def test_other_pullers_go_on_beside_a_handler_that_is_being_given_its_grace(engine, jobs, refusing):
     hook = Recorder()
+    jobs.add("note", nothing)
     jobs.add("refusing", refusing, timeout=0.02, max_retry_count=1)
     await add_job(engine, "refusing", priority=0)
     async with QueueWorker(engine, jobs, parallel_count=2, cancel_grace=60, poll_interval=0.1, hooks=[hook]):
@@ -119,7 +99,7 @@ async def test_a_wedged_handler_holds_no_lock_and_commits_nothing(engine, jobs, 
         await session.execute(ADD_EFFECT, {"job_id": 1002})
         await (await session.connection()).commit()
 
-    @jobs.handler("wedged", timeout=0.3, max_retry_count=1)
+    @jobs.handler("wedged", timeout=1.0, max_retry_count=1)
     async def wedged(event, session, job):
         if wrote_before:
             await session.execute(ADD_EFFECT, {"job_id": job.id})
@@ -154,8 +134,9 @@ async def test_a_wedged_handler_holds_no_lock_and_commits_nothing(engine, jobs, 
 async def test_a_wedged_handler_leaves_no_broken_connection_to_the_application(engine, jobs, refusing):
     await make_effects(engine)
     hook = Recorder()
+    jobs.add("note", nothing)
 
-    @jobs.handler("wedged", timeout=0.3, max_retry_count=1)
+    @jobs.handler("wedged", timeout=1.0, max_retry_count=1)
     async def wedged(event, session, job):
         await session.execute(ADD_EFFECT, {"job_id": job.id})
         await refusing(event, session, job)
@@ -164,6 +145,7 @@ async def test_a_wedged_handler_leaves_no_broken_connection_to_the_application(e
     worker = QueueWorker(engine, jobs, cancel_grace=0.05, poll_interval=0.1, hooks=[hook])
     async with worker:
         await until(lambda: hook.settled)
+        assert refusing.cancelled == 1
         await using_all_connections(engine)
         refusing.let_go.set()
         await add_job(engine, "note")
@@ -214,12 +196,18 @@ async def using_all_connections(engine) -> None:
 
 async def test_too_many_wedged_handlers_stop_the_claiming_until_they_end(engine, jobs, refusing):
     hook = Recorder()
+    jobs.add("note", nothing)
     jobs.add("refusing", refusing, timeout=0.02, max_retry_count=1)
     *_, waiting = await add_jobs(engine, [*[NewJob("refusing", priority=0)] * 2, NewJob("note")])
+
+    async def both_written() -> bool:
+        return len(hook.settled) == 2 and await state_of(engine, waiting) is JobState.ready
+
     worker = QueueWorker(engine, jobs, cancel_grace=0.02, poll_interval=0.05, hooks=[hook])
     async with worker:
         assert worker.healthy
         await until(lambda: not worker.healthy)
+        await until(both_written)
         await asyncio.sleep(0.3)  # some polls, all of which would find it
         assert (hook.verdicts, await state_of(engine, waiting)) == (["failed"] * 2, JobState.ready)
         refusing.let_go.set()
@@ -230,6 +218,7 @@ async def test_too_many_wedged_handlers_stop_the_claiming_until_they_end(engine,
 
 async def test_hooks_are_told_of_it_and_the_recovery_waits_for_no_poll(engine, jobs, refusing, caplog):
     hook = Recorder()
+    jobs.add("note", nothing)
     jobs.add("refusing", refusing, timeout=0.02, max_retry_count=1)
     await add_jobs(engine, [*[NewJob("refusing", priority=0)] * 2, NewJob("note")])
     async with QueueWorker(engine, jobs, cancel_grace=0.02, poll_interval=600, listen=False, hooks=[hook]):
@@ -240,8 +229,11 @@ async def test_hooks_are_told_of_it_and_the_recovery_waits_for_no_poll(engine, j
     assert hook.states == ["started", "unhealthy", "healthy", "stopping", "stopped"]
 
 
-async def test_a_job_that_was_held_ahead_and_comes_back_late_waits_for_no_poll(pg_engine, jobs, refusing):
+async def test_a_job_that_was_held_ahead_and_comes_back_late_waits_for_no_poll(pg_engine, jobs, refusing, monkeypatch):
+    monkeypatch.setattr("queue_kit._pace.HORIZON", 600.0)  # however long the first run takes, the note is held ahead
+    monkeypatch.setattr("queue_kit._claims.STALE", 600.0)  # and stays so
     hook = Recorder()
+    jobs.add("note", nothing)
     jobs.add("refusing", refusing)
     _, second, note = await add_jobs(
         pg_engine,
@@ -262,6 +254,7 @@ async def test_a_job_that_was_held_ahead_and_comes_back_late_waits_for_no_poll(p
 
 async def test_a_wedged_job_is_not_started_again_beside_itself(engine, jobs, refusing):
     hook, runs = Recorder(), []
+    jobs.add("note", nothing)
 
     @jobs.handler("refusing", timeout=0.02, retry_delay=0)
     async def run(event, session, job):
@@ -323,6 +316,7 @@ def until_aborted(signal: AbortToken) -> None:
 
 async def test_a_thread_that_goes_on_loses_its_slot_like_any_other(engine, jobs):
     go, hook = threading.Event(), Recorder()
+    jobs.add("note", nothing)
     jobs.add("thread", in_thread(lambda event, job: go.wait(20)), timeout=0.05, max_retry_count=1)
     await add_job(engine, "thread", priority=0)
     try:
