@@ -11,7 +11,9 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 from sqlalchemy import __version__, func, select, text, update
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from queue_kit import JobRow, JobState, Settled, Started, WorkerState
@@ -117,6 +119,9 @@ async def effects(engine: AsyncEngine) -> list[int]:
     async with reading(engine).connect() as connection:
         return list((await connection.execute(text("SELECT job_id FROM effect ORDER BY job_id"))).scalars())
 
+
+AWAY = (DBAPIError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
+"""What a database that is away raises. The driver's own come as they are while SQLAlchemy sets up a connection."""
 
 NO_CACHES = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
 """For asyncpg through a pooler that changes the server's connection with each transaction."""

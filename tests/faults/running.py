@@ -8,14 +8,12 @@ import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
-import asyncpg
 import pytest
 from sqlalchemy import select, text
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from queue_kit import AmbiguousCommit, JobRow, JobState, add_job
-from tests.support import ADD_EFFECT, DOWN, SQLALCHEMY_2_0, UP, changes, count_jobs, effects, until
+from tests.support import ADD_EFFECT, AWAY, DOWN, SQLALCHEMY_2_0, UP, changes, count_jobs, effects, until
 
 QUICK = {"poll_interval": 0.1, "retry_delay": 0.05}
 
@@ -38,7 +36,7 @@ class Ledger:
         while True:
             try:
                 self.acknowledged.append(await add_job(engine, "write", data, max_retry_count=20))
-            except (DBAPIError, OSError, AmbiguousCommit, asyncpg.PostgresError) as error:  # the last: SQLAlchemy 2.0
+            except (*AWAY, AmbiguousCommit) as error:
                 self.refused.append(error)
             await asyncio.sleep(0.02)
 

@@ -7,9 +7,8 @@ import asyncio
 import logging
 from pathlib import Path
 
-from sqlalchemy.exc import DBAPIError
-
 from queue_kit import QueueWorker
+from tests.support import AWAY
 from tests.torture.database import engine_for
 from tests.torture.handlers import Jobs, Told
 from tests.torture.ledger import Ledger
@@ -57,7 +56,7 @@ async def work(role: Role, ledger: Ledger) -> None:
     while True:
         try:
             await worker.run()
-        except (OSError, DBAPIError) as error:
+        except AWAY as error:
             ledger.write("did_not_start", error=type(error).__name__)
             await asyncio.sleep(0.2)
         else:
