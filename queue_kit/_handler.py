@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from queue_kit._payload import Payload, payload_of
+from queue_kit._payload import Payload, payload_of, resolved
 from queue_kit.errors import ConfigurationError, InvalidJob
 from queue_kit.event import Event
 from queue_kit.job import Job, Seconds, check_max_retry_count, check_timeout
@@ -71,7 +71,7 @@ def _check_function(function: object) -> None:
     if not (inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)):
         raise ConfigurationError(
             f"{name} is not an async function: write `async def`, or wrap blocking code as in_thread({name}) "
-            f"for fn(event, job), in_process({name}) for fn(data)"
+            f"for fn(event, job), in_process({name}) for fn(data); if it returns the handler, call it: {name}()"
         )
     try:
         inspect.signature(function).bind(*[None] * 3)
@@ -80,3 +80,13 @@ def _check_function(function: object) -> None:
         positional = False
     if not positional:
         raise ConfigurationError(f"{name} must take three positional parameters: (event, session, job)")
+    if _takes_the_event_second(function):
+        raise ConfigurationError(f"the second parameter of {name} is the session; the order is (event, session, job)")
+
+
+def _takes_the_event_second(function: Callable[..., object]) -> bool:
+    _, second, *_ = inspect.signature(function).parameters.values()
+    try:
+        return resolved(function, second.annotation) is Event
+    except ConfigurationError:  # a session's type may be imported for type checkers only
+        return False

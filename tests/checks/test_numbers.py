@@ -60,13 +60,14 @@ LOOK = _sleep.LOOK_EVERY * 1_000
 
 SAID = {
     "README.md": [
-        f"within a lease ({LEASE:g} s unless you choose fewer) and a poll ({POLL:g} s)",
+        f"within a lease (`lease=`, {LEASE:g} s) and a poll ({POLL:g} s)",
         f"`priority` (0 to {job.MAX_PRIORITY}, lower runs first, default {job.DEFAULT_PRIORITY})",
         f"JSON of at most {job.MAX_PAYLOAD_BYTES // MIB} MiB",
         f"else the worker's ({WORKER.handler_timeout:g} s)",
         f"tries in total (default {WORKER.max_retry_count})",
         f"cut at {_error_record.MAX_MESSAGE:,} characters, traceback at {_error_record.MAX_TRACEBACK:,}",
-        f"for `grace` ({GRACE:g} s)",
+        f"for `grace=` ({GRACE:g} s)",
+        f"by `grace + cancel_grace` ({WORKER.cancel_grace:g} s)",
         f"finished in the last {_pace.HORIZON * 1_000:g} ms",
     ],
     "SECURITY.md": [

@@ -70,6 +70,12 @@ async def payload_for_job(event, session, job: dict): ...
 async def job_first(job: Job, session, event: Event): ...
 
 
+async def event_second(session: AsyncSession, event: Event, job): ...
+
+
+def returns_the_handler(): ...
+
+
 async def generator(event, session, job):
     yield
 
@@ -98,6 +104,8 @@ class SyncCallable:
         (needs_a_keyword, "three positional parameters"),
         (payload_for_job, r"annotate it as Job\[\.\.\.\].*not as dict"),
         (job_first, r"the order is \(event, session, job\)"),
+        (event_second, r"the second parameter of event_second is the session; the order is"),
+        (returns_the_handler, r"if it returns the handler, call it: returns_the_handler\(\)"),
         (Handlers().add("other", ok), "<handler 'other'> is a handler already"),
         (None, "async function, not NoneType"),
         ("text", "async function, not str"),

@@ -116,6 +116,11 @@ def test_what_is_no_file_is_refused(path):
         sqlite_engine(path)
 
 
+def test_a_url_is_no_path():
+    with pytest.raises(ConfigurationError, match=r"not a URL; engine_from_url\('sqlite:///queue.db'\) does"):
+        sqlite_engine("sqlite:///queue.db")
+
+
 async def test_a_url_gives_an_engine_for_a_worker(database_url):
     engine = engine_from_url(database_url.replace("+asyncpg", "").replace("+aiosqlite", ""), pool_size=3)
     assert await QueueWorker(engine, {}).drain()
