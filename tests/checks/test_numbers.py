@@ -67,7 +67,7 @@ SAID = {
         f"tries in total (default {WORKER.max_retry_count})",
         f"cut at {_error_record.MAX_MESSAGE:,} characters, traceback at {_error_record.MAX_TRACEBACK:,}",
         f"for `grace=` ({GRACE:g} s)",
-        f"by `grace + cancel_grace` ({WORKER.cancel_grace:g} s)",
+        f"within `cancel_grace=` ({WORKER.cancel_grace:g} s) more",
         f"finished in the last {_pace.HORIZON * 1_000:g} ms",
     ],
     "SECURITY.md": [
