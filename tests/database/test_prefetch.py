@@ -4,12 +4,15 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from queue_kit import Handlers, JobRow, JobState, NewJob, QueueWorker, add_job, add_jobs, cancel_job, retry_job
 from queue_kit._claims import BYTES_AHEAD
+from queue_kit._store import Store
+from queue_kit.job import Claimed
 from queue_kit.models import COMPLETED
 from tests.conftest import engine_for
 from tests.database.clock import database_now, rows
@@ -264,6 +267,25 @@ async def test_large_payloads_are_held_ahead_by_their_bytes(engine, hold, patien
         assert size < len(held) * size <= BYTES_AHEAD
         hold.open.set()
         await until(lambda: len(hold.quick) == 400)
+
+
+async def test_what_is_run_during_a_claim_that_had_no_room_leaves_no_puller_waiting(engine, hold, patient, monkeypatch):
+    claim = Store.claim
+
+    async def slow_when_full(store: Store, wanted: int, **options: Any) -> list[Claimed]:
+        found = await claim(store, wanted, **options)
+        if not wanted and not found:
+            held = {row.id for row in await held_ahead(engine)}
+            hold.open.set()
+            await until(lambda: held <= {*hold.quick})
+        return found
+
+    monkeypatch.setattr(Store, "claim", slow_when_full)
+    large = [NewJob("quick", {"text": "x" * 300 * 1_024}, priority=2) for _ in range(20)]
+    await fill(engine, *large, warm_up=300)
+    async with QueueWorker(engine, hold.jobs, poll_interval=NEVER):
+        await until(lambda: len(hold.quick) == 320)
+    assert hold.open.is_set()
 
 
 async def test_a_payload_larger_than_all_that_is_left_ahead_is_run_as_well(engine, hold):

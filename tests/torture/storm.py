@@ -21,7 +21,7 @@ from tests.torture.ledger import Ledger, Ledgers, Line
 from tests.torture.plan import Deed
 from tests.torture.server import Server
 
-ATTEMPTS = 4
+ATTEMPTS = 10
 """How often a deed is tried: there may be no queue, no connection, no database to do it to at that moment."""
 
 PATIENCE = 20.0
