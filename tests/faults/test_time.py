@@ -148,8 +148,10 @@ async def test_t3_a_database_clock_that_jumps_ahead_lets_leases_lapse_early_and_
         return hold
 
     job_id = await add_job(engine, "hold", max_retry_count=1)
-    first = QueueWorker(engine, {"hold": handler(gates[0])}, lease=60, poll_interval=3600, hooks=[hooks[0]])
-    second = QueueWorker(engine, {"hold": handler(gates[1])}, lease=60, poll_interval=POLL, hooks=[hooks[1]])
+    # Once it listens a worker renews, which must not come after the jump.
+    options: dict[str, Any] = {"lease": 60, "listen": False}
+    first = QueueWorker(engine, {"hold": handler(gates[0])}, poll_interval=3600, hooks=[hooks[0]], **options)
+    second = QueueWorker(engine, {"hold": handler(gates[1])}, poll_interval=POLL, hooks=[hooks[1]], **options)
     async with first:
         await until(lambda: gates[0].running)
         async with second:
