@@ -68,8 +68,8 @@ def sqlite_engine(
     file = os.fspath(path)
     if not file or file == ":memory:" or file.startswith("file:"):
         raise ConfigurationError(f"sqlite_engine takes the path of a file, not {file!r}: a queue outlives its process")
-    if "://" in file:
-        raise ConfigurationError(f"sqlite_engine takes the path of a file, not a URL; engine_from_url({file!r}) does")
+    if "://" in file:  # not shown: it may hold a password
+        raise ConfigurationError("sqlite_engine takes the path of a file, not a URL; engine_from_url(...) does")
     if not Path(file).parent.is_dir():
         raise ConfigurationError(f"the folder of {file!r} does not exist; make it first")
     if sqlite3.sqlite_version_info < OLDEST:
