@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tests.support import PATIENCE, until
 
@@ -79,6 +80,19 @@ class Member:
     async def kill(self) -> None:
         self.send(signal.SIGKILL)
         await self.over()
+
+
+@contextlib.asynccontextmanager
+async def running(*command: object, **options: Any) -> AsyncIterator[asyncio.subprocess.Process]:
+    """One process, whose output `communicate` gives; it is gone afterwards, however the test ends."""
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*map(str, command), **{"stdout": pipe, "stderr": pipe} | options)
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
 
 
 class Crowd:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 PATIENCE = 20.0
 """Seconds until a test is given up. No test takes them."""
 
+MARGIN = 5.0
+"""Seconds that a busy machine may add to what is promised."""
+
 SQLALCHEMY_2_0 = __version__.startswith("2.0.")
 """Then the pool logs an error and a traceback when a connection is cut that it was closing, and pings take longer."""
 

@@ -102,7 +102,9 @@ async def alone(engine: AsyncEngine) -> None:
     transaction may still be on the way."""
     if engine.dialect.name == "sqlite":
         return
-    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+    query = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'"
+    )
 
     async def last() -> bool:
         return await raw(engine, query) == [(1,)]

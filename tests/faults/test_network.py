@@ -16,12 +16,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from queue_kit import AmbiguousCommit, JobRow, JobState, LeaseLost, NewJob, QueueWorker, add_job, add_jobs
 from tests.database.clock import database_now
-from tests.database.running import Gate, listening, raw
+from tests.database.running import Gate, alone, listening, raw
 from tests.faults.running import QUICK, adding, each_happened_once, told_each_change_once, write
 from tests.proxy import Proxy, through_proxy
 from tests.support import (
     ADD_EFFECT,
     DOWN,
+    MARGIN,
     SQLALCHEMY_2_0,
     UP,
     Recorder,
@@ -33,9 +34,6 @@ from tests.support import (
     row_of,
     until,
 )
-
-MARGIN = 5.0
-"""Seconds that a busy machine may add."""
 
 
 @pytest.fixture
@@ -239,7 +237,7 @@ async def test_n4_an_enqueue_that_is_cut_off_says_so_and_adding_again_adds_no_se
         (error,) = await asyncio.gather(adding_one, return_exceptions=True)
         proxy.up()
         await engine.dispose()
-        await settled_connections(direct)
+        await alone(direct)
         stored = await count_jobs(direct, JobRow.unique_key == key) == 1
         told.append((type(error) if isinstance(error, BaseException) else None, stored))
         again = await add_job(direct, "write", {"turns": turns}, unique_key=key)
@@ -250,20 +248,6 @@ async def test_n4_an_enqueue_that_is_cut_off_says_so_and_adding_again_adds_no_se
     async with QueueWorker(direct, {"write": write}, parallel_count=4):
         await all_complete(direct)
     assert len(await effects(direct)) == len(told)
-
-
-async def settled_connections(engine: AsyncEngine) -> None:
-    """Wait until the server has noticed which of its clients are gone."""
-    others = text(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        " AND backend_type = 'client backend'"
-    )
-
-    async def alone() -> bool:
-        async with engine.connect() as connection:
-            return (await connection.execute(others)).scalar_one() == 0
-
-    await until(alone)
 
 
 # --- N6: a slow network -----------------------------------------------------------------------------------------------

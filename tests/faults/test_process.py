@@ -20,12 +20,10 @@ from queue_kit import JobRow, JobState, NewJob, QueueWorker, add_job, add_jobs
 from tests.crowd import Crowd, Member
 from tests.database.running import Gate, nothing, raw, worker_rows
 from tests.faults.broken import open_files, processes
-from tests.support import Recorder, all_complete, count_jobs, effects, make_effects, row_of, until
+from tests.support import MARGIN, Recorder, all_complete, count_jobs, effects, make_effects, row_of, until
 
 LEASE = 2.0
 POLL = 0.1
-MARGIN = 5.0
-"""What a busy machine may add to a lease and a poll."""
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ show. It is made sure of that the canary could have died.
 
 import asyncio
 import base64
+import contextlib
 import importlib
 import logging
 import os
@@ -61,6 +62,7 @@ from queue_kit.cli import main
 from queue_kit.contrib.sessions import LeakedSession, session_jobs
 from queue_kit.dashboard import Access, dashboard
 from tests.conftest import Server
+from tests.crowd import running
 from tests.database.clock import far, make_due
 from tests.database.running import nothing, raw
 from tests.database.session_stores import Cart, cart_store, move_back
@@ -583,22 +585,20 @@ def holds_no_secret(told: str) -> bool:
     return not any(form in told for form in (SECRET, "Tr0ub4dor", "Tr0ub4dor%2F%263"))
 
 
-async def end_of(*arguments: str, cwd: Path, url: URL) -> tuple[int, str]:
+def command(
+    *arguments: str, cwd: Path, url: URL, **options: Any
+) -> contextlib.AbstractAsyncContextManager[asyncio.subprocess.Process]:
+    """A command of ours as a process."""
     environment = {**os.environ, "QUEUE_KIT_DATABASE_URL": url.render_as_string(hide_password=False)}
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "queue_kit", *arguments),
-        cwd=cwd,
-        env=environment,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    try:
-        async with asyncio.timeout(30):
-            told, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+    return running(sys.executable, "-m", "queue_kit", *arguments, cwd=cwd, env=environment, **options)
+
+
+async def end_of(*arguments: str, cwd: Path, url: URL) -> tuple[int, str]:
+    async with (
+        command(*arguments, cwd=cwd, url=url, stderr=asyncio.subprocess.STDOUT) as process,
+        asyncio.timeout(30),
+    ):
+        told, _ = await process.communicate()
     assert process.returncode is not None
     return process.returncode, told.decode()
 
@@ -608,12 +608,12 @@ async def test_s8_a_server_that_refuses_the_password_is_told_of_without_it(guard
     (tmp_path / "app_jobs.py").write_text(MODULE)
     await guarded.now_takes("another one")
     commands = (["migrate"], ["work", "app_jobs:worker"])
-    ends = await asyncio.gather(*(end_of(*command, cwd=tmp_path, url=guarded.url) for command in commands))
-    for command, (status, told) in zip(commands, ends, strict=True):
-        assert status == 1, command
-        assert "password authentication failed" in told, command
-        assert "Traceback" not in told, command
-        assert holds_no_secret(told), command
+    ends = await asyncio.gather(*(end_of(*words, cwd=tmp_path, url=guarded.url) for words in commands))
+    for words, (status, told) in zip(commands, ends, strict=True):
+        assert status == 1, words
+        assert "password authentication failed" in told, words
+        assert "Traceback" not in told, words
+        assert holds_no_secret(told), words
     engine = create_async_engine(guarded.url)
     worker = QueueWorker(engine, {"a": nothing})
     with pytest.raises(Exception, match="password authentication failed") as caught:
@@ -641,33 +641,24 @@ async def test_s8_a_worker_whose_password_is_changed_waits_and_does_not_tell_it(
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="a process's title is read from /proc")
 async def test_s8_a_running_worker_shows_no_password_in_its_title(guarded, tmp_path):
     (tmp_path / "app_jobs.py").write_text(MODULE)
-    environment = {**os.environ, "QUEUE_KIT_DATABASE_URL": guarded.url.render_as_string(hide_password=False)}
     engine = create_async_engine(guarded.url)
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "queue_kit", "work", "app_jobs:worker"),
-        cwd=tmp_path,
-        env=environment,
-        stderr=asyncio.subprocess.PIPE,
-    )
     try:
-        done = await add_job(engine, "a")
-        await until(lambda: is_completed(engine, done))
-        about = Path(f"/proc/{process.pid}")
-        titles = [entry.read_bytes() for entry in (about / "cmdline", about / "comm", *about.glob("task/*/comm"))]
-        assert "Tr0ub4dor" in (about / "environ").read_bytes().decode()
-        shown = "SELECT application_name, query FROM pg_stat_activity WHERE usename = 'guarded'"
-        asked = await raw(engine, shown)
-        assert asked
-        process.terminate()
-        async with asyncio.timeout(30):
-            _, errors = await process.communicate()
+        async with command("work", "app_jobs:worker", cwd=tmp_path, url=guarded.url) as process:
+            done = await add_job(engine, "a")
+            await until(lambda: is_completed(engine, done))
+            about = Path(f"/proc/{process.pid}")
+            titles = [entry.read_bytes() for entry in (about / "cmdline", about / "comm", *about.glob("task/*/comm"))]
+            assert "Tr0ub4dor" in (about / "environ").read_bytes().decode()
+            shown = "SELECT application_name, query FROM pg_stat_activity WHERE usename = 'guarded'"
+            asked = await raw(engine, shown)
+            assert asked
+            process.terminate()
+            async with asyncio.timeout(30):
+                output, errors = await process.communicate()
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
         await engine.dispose()
     assert process.returncode == 0
-    assert holds_no_secret(f"{titles!r} {asked!r} {errors.decode()}")
+    assert holds_no_secret(f"{titles!r} {asked!r} {output.decode()} {errors.decode()}")
 
 
 @pytest.mark.parametrize("in_a_group", [False, True])

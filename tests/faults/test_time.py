@@ -19,15 +19,13 @@ from tests.database.movable_clock import MovableClock, database_with_clock
 from tests.database.running import Gate, nothing
 from tests.faults.broken import processes
 from tests.proxy import through_proxy
-from tests.support import ADD_EFFECT, Recorder, effects, make_effects, reading, row_of, until
+from tests.support import ADD_EFFECT, MARGIN, Recorder, effects, make_effects, reading, row_of, until
 
 LEASE = 1.0
 POLL = 0.1
 SAFE = 5.0
 """A lease that a busy machine does not let lapse."""
 
-MARGIN = 5.0
-"""What a busy machine may add."""
 
 FAKETIME = next(iter(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), None)
 needs_faketime = pytest.mark.skipif(FAKETIME is None, reason="libfaketime is missing: it gives a process a wrong clock")

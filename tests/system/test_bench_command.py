@@ -1,12 +1,11 @@
 """`queue-kit bench`: what it prints, and that it leaves the tables as they were, however it ends."""
 
 import asyncio
-import contextlib
 import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from queue_kit import _bench
 from queue_kit.cli import main
 from queue_kit.models import JOBS
 from tests.conftest import engine_for
+from tests.crowd import running
 from tests.database.running import in_every_state, worker_rows
 from tests.support import count_jobs, until
 
@@ -27,19 +27,9 @@ VARIABLE = "QUEUE_KIT_DATABASE_URL"
 SETTINGS = {"PostgreSQL": {"fsync", "synchronous_commit"}, "SQLite": {"journal_mode", "synchronous"}}
 
 
-@contextlib.asynccontextmanager
-async def started(url: str, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """The command as a process; it is gone afterwards, however the test ends."""
-    pipe = asyncio.subprocess.PIPE
-    command = [sys.executable, "-m", "queue_kit", "bench", *arguments]
-    environment = {**os.environ, VARIABLE: url}
-    process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=pipe, stderr=pipe)
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
+def started(url: str, *arguments: str) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
+    """The command as a process."""
+    return running(sys.executable, "-m", "queue_kit", "bench", *arguments, env={**os.environ, VARIABLE: url})
 
 
 async def said(process: asyncio.subprocess.Process) -> tuple[int | None, str, str]:

@@ -16,12 +16,10 @@ from queue_kit import JobRow, JobState, NewJob, add_job, add_jobs
 from queue_kit.models import JOBS, CronRow, WorkerRow
 from tests.crowd import Member, crowd
 from tests.database.running import alone, worker_rows
-from tests.support import count_jobs, effects, make_effects, reading, row_of, until
+from tests.support import MARGIN, count_jobs, effects, make_effects, reading, row_of, until
 
 SCRIPT = Path(__file__).with_name("crashing.py")
 LEASE = 2.0
-MARGIN = 5.0
-"""Seconds that a busy machine may add to a lease and a poll."""
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,6 @@ import hashlib
 import importlib
 import sqlite3
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from queue_kit import JobRow, JobState, list_jobs
+from tests.crowd import running
 from tests.database.running import alone
 from tests.database.session_stores import move_back
 from tests.files.corpus import landscape, written
@@ -28,18 +28,11 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 EXAMPLES = CHECKOUT / "examples"
 
 
-@contextlib.asynccontextmanager
-async def started(script: str, *arguments: object, cwd: Path) -> AsyncIterator[asyncio.subprocess.Process]:
-    """An example as a process; it is gone afterwards, however the test ends."""
-    command = [sys.executable, EXAMPLES / script, *map(str, arguments)]
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*command, cwd=cwd, stdout=pipe, stderr=pipe)
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
+def started(
+    script: str, *arguments: object, cwd: Path
+) -> contextlib.AbstractAsyncContextManager[asyncio.subprocess.Process]:
+    """An example as a process."""
+    return running(sys.executable, EXAMPLES / script, *arguments, cwd=cwd)
 
 
 async def finished(process: asyncio.subprocess.Process, *, seconds: float = 40.0) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Server
+from tests.crowd import running
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CONFIGURATION = "[pytest]\nasyncio_default_fixture_loop_scope = function\nfilterwarnings = error\n"
@@ -19,17 +20,11 @@ CONFIGURATION = "[pytest]\nasyncio_default_fixture_loop_scope = function\nfilter
 async def run(*arguments: object, cwd: Path, status: int = 0, **variables: str) -> str:
     """What a run of pytest printed that ended with this status."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, arguments)]
-    pipe, stdout = asyncio.subprocess.PIPE, asyncio.subprocess.STDOUT
+    stdout = asyncio.subprocess.STDOUT
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
     environment |= variables
-    process = await asyncio.create_subprocess_exec(*command, cwd=cwd, stdout=pipe, stderr=stdout, env=environment)
-    try:
-        async with asyncio.timeout(150):
-            printed, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.communicate()
+    async with running(*command, cwd=cwd, stderr=stdout, env=environment) as process, asyncio.timeout(150):
+        printed, _ = await process.communicate()
     assert process.returncode == status, printed.decode()
     return printed.decode()
 

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from queue_kit import Handlers, QueueWorker, add_job, hooks
 from tests.checks.test_documents import blocks
+from tests.crowd import running
 from tests.support import Recorder, free_port, until
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "telemetry.md").read_text()
@@ -69,26 +70,18 @@ def jobs() -> Handlers:
     return handlers
 
 
-@contextlib.asynccontextmanager
-async def process(*parts: str, cwd: Path) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A script made of these parts, as a process; it is gone afterwards, however the test ends."""
+def process(*parts: str, cwd: Path) -> contextlib.AbstractAsyncContextManager[asyncio.subprocess.Process]:
+    """A script made of these parts, as a process."""
     script = cwd / "script.py"
     script.write_text("\n".join(map(textwrap.dedent, parts)))
-    pipe = asyncio.subprocess.PIPE
-    running = await asyncio.create_subprocess_exec(sys.executable, script, cwd=cwd, stdout=pipe, stderr=pipe)
-    try:
-        yield running
-    finally:
-        if running.returncode is None:
-            running.kill()
-        await running.communicate()
+    return running(sys.executable, script, cwd=cwd)
 
 
 async def printed(*parts: str, cwd: Path) -> str:
     """What a script prints; it must end with status 0."""
-    async with process(*parts, cwd=cwd) as running, asyncio.timeout(40):
-        out, err = await running.communicate()
-        assert running.returncode == 0, err.decode()
+    async with process(*parts, cwd=cwd) as script, asyncio.timeout(40):
+        out, err = await script.communicate()
+        assert script.returncode == 0, err.decode()
         return out.decode()
 
 
