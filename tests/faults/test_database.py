@@ -290,9 +290,9 @@ async def test_d6_statements_that_a_timeout_ends_are_sent_again(effect_engine, v
     gate, hook = Gate(), Recorder()
     ids = await add_jobs(effect_engine, [NewJob("hold", max_retry_count=1)] * 20)
     async with QueueWorker(victim, {"hold": gate.__call__}, parallel_count=4, hooks=[hook], **QUICK) as worker:
-        await until(lambda: len(gate.running) == 4)
+        await until(lambda: len(gate.running) == 4 and hook.listener == ["listening"])
         await set_for_new_connections(effect_engine, statement_timeout="50ms")
-        await until(lambda: "listening again" in caplog.text and worker.healthy)
+        await until(lambda: hook.listener == ["listening", "polling", "listening"] and worker.healthy)
         async with effect_engine.connect() as other, other.begin():
             await other.execute(text("LOCK TABLE queue_kit_job IN ACCESS EXCLUSIVE MODE"))
             gate.open.set()
