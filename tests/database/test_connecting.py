@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from queue_kit._clone import clone_of
 from queue_kit._connecting import A_MOMENT
 from queue_kit._wakeup import Listener
-from tests.database.running import raw
+from tests.database.running import alone
 from tests.proxy import Proxy, url_through
 from tests.support import turns, until
 
@@ -77,12 +77,7 @@ async def test_who_is_cancelled_while_the_socket_connects_leaves_nothing_that_no
     await asyncio.sleep(0)
     assert reported == []
     await engine.dispose()
-
-    async def alone() -> bool:
-        others = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        return not await raw(pg_engine, others)
-
-    await until(alone)
+    await alone(pg_engine)
 
 
 @WAYS

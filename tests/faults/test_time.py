@@ -26,7 +26,6 @@ POLL = 0.1
 SAFE = 5.0
 """A lease that a busy machine does not let lapse."""
 
-
 FAKETIME = next(iter(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), None)
 needs_faketime = pytest.mark.skipif(FAKETIME is None, reason="libfaketime is missing: it gives a process a wrong clock")
 

@@ -16,6 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from queue_kit import _revisions, migrate
+from tests.crowd import running
 from tests.database.running import raw
 from tests.support import until
 
@@ -48,21 +49,10 @@ class Next:
         self, command: str = "migrate", *, lock_timeout: str = migrate.LOCK_TIMEOUT, pause: bool = False
     ) -> AsyncIterator["Running"]:
         """One of its commands as a process, which does not outlive the block."""
-        pipe = asyncio.subprocess.PIPE
         environment = {**os.environ, "QUEUE_KIT_DATABASE_URL": self._url, "PAUSE": "yes" if pause else ""}
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, HERE / "migrating.py", self.folder, lock_timeout, command),
-            env=environment,
-            stdin=pipe,
-            stdout=pipe,
-            stderr=pipe,
-        )
-        try:
+        command_line = (sys.executable, HERE / "migrating.py", self.folder, lock_timeout, command)
+        async with running(*command_line, stdin=asyncio.subprocess.PIPE, env=environment) as process:
             yield Running(process)
-        finally:
-            if process.returncode is None:
-                process.kill()
-            await process.communicate()
 
 
 class Running:

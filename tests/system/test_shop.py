@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.checks.test_documents import blocks
 from tests.conftest import Server, engine_for
+from tests.crowd import running
 from tests.support import free_port, reading, until
 from tests.system.test_pytest_plugin import run
 
@@ -49,17 +50,11 @@ async def started(port: int, folder: Path, database_url: str) -> AsyncIterator[a
     settings = {"SHOP_FOLDER": str(folder), "SHOP_DATABASE_URL": database_url, "SHOP_PORT": str(port)}
     settings |= {"SHOP_LEASE": "2", "SHOP_STAFF_PASSWORD": PASSWORD}
     with (folder.parent / "log").open("ab") as log:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "shop"), cwd=SHOP, stdout=log, stderr=log, env={**os.environ, **settings}
-        )
-    try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
-            await until(lambda: answers(client), seconds=40)
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
+        options = {"cwd": SHOP, "stdout": log, "stderr": log, "env": {**os.environ, **settings}}
+        async with running(sys.executable, "-m", "shop", **options) as process:
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+                await until(lambda: answers(client), seconds=40)
+            yield process
 
 
 async def answers(client: httpx.AsyncClient) -> bool:
