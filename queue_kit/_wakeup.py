@@ -11,9 +11,10 @@ from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import Connection, event, func, select
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from queue_kit._clone import clone_of
 from queue_kit._connecting import connect_whole
 from queue_kit._link import in_a_line
 from queue_kit._patience import Patience
@@ -70,14 +71,10 @@ class Listener:
 
     async def _listen(self) -> None:
         self._broken.clear()
-        # Twice: a cancelled ping of the pool goes on to roll back, on a connection that may never answer.
-        async with Patience(PROBE_TIMEOUT + 1.0), Patience(PROBE_TIMEOUT):
-            connection = await connect_whole(self._connect(), close=lambda made: made.close())
-        driver: Any = None
+        async with Patience(PROBE_TIMEOUT):
+            driver = await connect_whole(self._connect(), close=_terminate)
         try:
             async with Patience(PROBE_TIMEOUT):
-                driver = (await connection.get_raw_connection()).driver_connection
-                await connection.run_sync(lambda sync: sync.detach())  # the pool gets its slot back
                 driver.add_termination_listener(lambda *_: self._broken.set())
                 # A pooler tells a process id of its own making.
                 pooled = await driver.fetchval("SELECT pg_backend_pid()") != driver.get_server_pid()
@@ -89,10 +86,15 @@ class Listener:
             self._everything()  # nothing that was sent before LISTEN is delivered
             await self._probe(driver)
         finally:
-            await self._discard(connection, driver)
+            await _terminate(driver)
 
-    async def _connect(self) -> AsyncConnection:
-        return await self._engine.connect()
+    async def _connect(self) -> Any:
+        """The driver of a new connection. One taken from the worker's pool would be missed there, on a server that has
+        no other left, by who renews the leases."""
+        connection = await clone_of(self._engine).raw_connection()
+        driver = connection.driver_connection
+        connection.detach()  # the pool, which nobody keeps, does not close it
+        return driver
 
     async def _make_sure_that_it_hears(self, driver: Any) -> None:
         """Raise `_Deaf` when the NOTIFY of another connection does not arrive."""
@@ -118,12 +120,6 @@ class Listener:
             async with Patience(PROBE_TIMEOUT):
                 await driver.execute("SELECT 1")
 
-    async def _discard(self, connection: AsyncConnection, driver: Any) -> None:
-        if driver is not None:
-            driver.terminate()  # close() would wait for a server that may not answer
-        with suppress(Exception):
-            await connection.close()
-
     def _heard(self, _connection: Any, _pid: int, channel: str, _payload: str) -> None:
         self._callbacks[channel]()
 
@@ -140,6 +136,10 @@ class Listener:
             _logger.warning("listening again")
         self._healthy = healthy
         self._on_change("listening" if healthy else "polling")
+
+
+async def _terminate(driver: Any) -> None:
+    driver.terminate()  # close() would wait for a server that may not answer
 
 
 def on_commit(

@@ -363,6 +363,20 @@ async def test_a_listener_that_is_ended_listens_again_and_the_poll_finds_what_it
     assert hook.states == ["started", "stopping", "stopped"]
 
 
+async def test_who_listens_again_takes_no_connection_that_the_worker_had(pg_engine):
+    """On a server without a free one, the worker would have none left to renew its leases on."""
+    of_this_database = "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+    hook = Recorder()
+    async with QueueWorker(pg_engine, {"note": nothing}, poll_interval=3600, hooks=[hook]):
+        await until(lambda: hook.listener == ["listening"])
+        before = await raw(pg_engine, of_this_database)
+        assert await end_backends(pg_engine, LISTENS) == 1
+        await until(lambda: hook.listener == ["listening", "polling", "listening"])
+        (listens,) = await raw(pg_engine, f"{of_this_database} AND {LISTENS}")
+    assert len(before) > 2  # this test's own, the one that listened, and the worker's
+    assert listens not in before
+
+
 async def test_n3_a_half_open_listener_is_found_by_its_probe(away, pg_engine, monkeypatch, caplog):
     monkeypatch.setattr("queue_kit._wakeup.PROBE_EVERY", 0.1)
     monkeypatch.setattr("queue_kit._wakeup.PROBE_TIMEOUT", 0.5)
