@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from benchmarks import charts, machine, peers, report, server, targets
-from benchmarks.plan import FULL, OURS, PEERS, QUICK, Run, chosen, plan
+from benchmarks.plan import CEILINGS, FULL, OURS, PEERS, QUICK, Run, chosen, plan
 from benchmarks.rounds import measure
 from benchmarks.targets import TARGETS, Judged, Result
 
@@ -69,7 +69,7 @@ def main(
     """
     asked = only or TARGETS
     absent = {name: why for name in PEERS if (why := _absent(name, wanted, no_peers=no_peers))}
-    queues = {OURS, "raw", *PEERS} - set(absent)
+    queues = {OURS, *CEILINGS, *PEERS} - set(absent)
     for name, why in absent.items():
         click.echo(f"without {name}: {why}", err=True)
     scale = QUICK if quick else FULL

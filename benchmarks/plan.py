@@ -9,6 +9,7 @@ from typing import Any
 
 OURS = "queue_kit"
 UVLOOP = "queue_kit, uvloop"
+CEILINGS = ("raw", "raw_row")
 PEERS = ("pgqueuer", "procrastinate", "saq", "chancy", "huey", "arq")
 SLOWER = ("procrastinate", "saq", "chancy", "arq")
 
@@ -108,7 +109,7 @@ def _adds(scale: Scale) -> Iterator[Run]:
     for queue in (OURS, "raw", *_peers(scale)):
         slow = queue in ("saq", "chancy", "arq")
         yield Run("T5", "add_many", queue, {"jobs": 5000 if slow else scale.bulk})
-    for queue in (OURS, "raw", *_peers(scale)):
+    for queue in (OURS, *CEILINGS, *_peers(scale)):
         yield Run("T6", "add_one", queue, {"jobs": scale.singles})
 
 
@@ -137,7 +138,7 @@ def _scales(scale: Scale) -> Iterator[Run]:
 
 
 def _rest(scale: Scale) -> Iterator[Run]:
-    turns = {"seconds": 2, "turns": 2}  # each begins with a worker that sleeps
+    turns = {"seconds": 1, "turns": 8}
     yield Run("T11", "wakeups", OURS, turns, heavy=True, note="the worker is busy")
     note = "the worker is idle"
     yield Run("T11", "wakeups", OURS, turns, {"runs": "other"}, "queue_kit, idle", heavy=True, note=note)

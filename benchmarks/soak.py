@@ -221,7 +221,7 @@ class Soak:
         await asyncio.to_thread(self._worker.join, 30)
         if self._worker.exitcode != 0:
             wrong.append(f"the worker ended with status {self._worker.exitcode}")
-        if await connection.fetchval("SELECT count(*) FROM queue_kit_job WHERE status = 1"):
+        if await connection.fetchval("SELECT count(*) FROM queue_kit_job WHERE lease_until > clock_timestamp()"):
             wrong.append("jobs are still leased")
         # A backend takes a moment to see that its client is gone.
         if left := await _left(lambda: self._connections(connection), seconds=10):

@@ -38,6 +38,8 @@ from benchmarks.peers import Options, Queue, load
 from benchmarks.peers.queue_kit import NAME, QueueKit
 from benchmarks.server import connected, execute
 from queue_kit import Handler, QueueWorker, add_job, job_queue_cleanup
+from queue_kit._sleep import OFTEN
+from queue_kit._wakeup import JOB_CHANNEL
 
 CLEANUP = "queue_kit.queue.cleanup"
 _LEFT = "SELECT count(*) FROM (SELECT FROM queue_kit_job WHERE status = 2 AND name = 'finished' LIMIT 1) one"
@@ -151,7 +153,9 @@ async def pickup_under_load(name: str, url: str, options: Options, *, backlog: i
 async def wakeups(name: str, url: str, options: Options, *, seconds: float, turns: int) -> Figures:
     """Insert over eight connections, with wake-ups and without them in turn, while a worker is there.
 
-    With the option `runs` of another name the worker stays idle; else it runs what is inserted.
+    With the option `runs` of another name the worker is idle, and sleeps when a turn begins. Else it runs what is
+    inserted, and is woken when a turn begins, also without wake-ups: it would leave its work to the next poll, and what
+    the work takes from the inserts would be taken for the price of the wake-ups.
     """
     queue = await _installed(name, url, options)
     busy = "runs" not in options
@@ -160,10 +164,13 @@ async def wakeups(name: str, url: str, options: Options, *, seconds: float, turn
     with Crew(name, url, options, jobs=1) as crew:
         inserters = [await asyncpg.connect(url) for _ in range(INSERTERS)]
         inserted = await _insert(inserters, 0.1)
-        await (crew.at_work() if busy else asyncio.sleep(3))
         for turn in itertools.islice(itertools.cycle(("on", "off", "off", "on")), 2 * turns):
+            await _sleeping(url)
             action = "ENABLE" if turn == "on" else "DISABLE"
             await execute(url, *(f"ALTER TABLE queue_kit_job {action} TRIGGER {trigger}" for trigger in triggers))
+            if busy:
+                for _ in range(2 * OFTEN):
+                    await inserters[0].execute(f"NOTIFY {JOB_CHANNEL}")
             added = await _insert(inserters, seconds)
             rates[turn].append(added / seconds)
             inserted += added
@@ -357,6 +364,16 @@ async def _notifying(url: str) -> list[str]:
     )
     async with connected(url) as connection:
         return [row["tgname"] for row in await connection.fetch(query)]
+
+
+async def _sleeping(url: str) -> None:
+    """Wait until the worker asks to be woken."""
+    deadline = time.monotonic() + PATIENCE
+    async with connected(url) as connection:
+        while not await connection.fetchval("SELECT max(idle_until) > clock_timestamp() FROM queue_kit_worker"):
+            if time.monotonic() > deadline:
+                raise WrongRun("the worker does not fall asleep")
+            await asyncio.sleep(0.05)
 
 
 async def _insert(connections: list[asyncpg.Connection], seconds: float) -> int:

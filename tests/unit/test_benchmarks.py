@@ -10,7 +10,7 @@ pytest.importorskip("benchmarks", reason="they are not part of the package, only
 
 from benchmarks import chart, machine, report, run, server, workloads
 from benchmarks.measure import WrongRun, check_runs
-from benchmarks.plan import FULL, OURS, PEERS, QUICK, chosen, plan
+from benchmarks.plan import CEILINGS, FULL, OURS, PEERS, QUICK, chosen, plan
 from benchmarks.targets import (
     CHECKS,
     TARGETS,
@@ -132,12 +132,12 @@ def test_every_check_has_its_run_and_its_reference(scale, monkeypatch):
 
 def test_a_target_brings_the_runs_that_it_is_compared_with():
     assert references(["T3"]) == {"T1"}
-    runs = chosen(plan(QUICK), ["T3"], {OURS, "raw", *PEERS}, references(["T3"]))
+    runs = chosen(plan(QUICK), ["T3"], {OURS, *CEILINGS, *PEERS}, references(["T3"]))
     assert [(run.target, run.label) for run in runs] == [("T1", OURS), ("T3", OURS)]
 
 
 def test_a_queue_that_is_left_out_has_no_runs():
-    assert {run.queue for run in chosen(plan(QUICK), TARGETS, {OURS, "raw"}, [])} == {OURS, "raw"}
+    assert {run.queue for run in chosen(plan(QUICK), TARGETS, {OURS, *CEILINGS}, [])} == {OURS, *CEILINGS}
 
 
 def test_the_table_says_what_must_hold_and_how_it_went():
@@ -171,7 +171,7 @@ def test_a_chart_is_a_picture_with_a_title_for_light_and_for_dark(drawing):
 
 def test_the_peers_have_a_file_each():
     folder = Path(chart.__file__).parent / "peers"
-    assert {path.stem for path in folder.glob("*.py")} == {"__init__", OURS, "raw", *PEERS}
+    assert {path.stem for path in folder.glob("*.py")} == {"__init__", OURS, *CEILINGS, *PEERS}
 
 
 @pytest.mark.skipif(not machine.PROC.exists(), reason="only Linux tells")
