@@ -138,7 +138,7 @@ def _scales(scale: Scale) -> Iterator[Run]:
 
 
 def _rest(scale: Scale) -> Iterator[Run]:
-    turns = {"seconds": 1, "turns": 8}
+    turns = {"seconds": 1, "turns": 6}
     yield Run("T11", "wakeups", OURS, turns, heavy=True, note="the worker is busy")
     note = "the worker is idle"
     yield Run("T11", "wakeups", OURS, turns, {"runs": "other"}, "queue_kit, idle", heavy=True, note=note)
@@ -157,7 +157,7 @@ def _rest(scale: Scale) -> Iterator[Run]:
     yield Run("T14", "add_one", OURS, singles, alias="queue_kit, add_job", sqlite=True)
     yield Run("T14", "add_one", "huey", singles, alias="huey, add", sqlite=True, heavy=True)
     sizes = {"jobs": scale.jobs // 5, "cap": scale.seconds * 2}
-    yield Run("T15", "session_writes", OURS, sizes, {"pullers": 10, "pool": 12, "writes": True}, heavy=True)
+    yield Run("T15", "session_writes", OURS, sizes, {"pullers": 10, "pool": 12, "writes": True})
 
 
 def _growth(scale: Scale, *, huge: bool) -> Iterator[Run]:

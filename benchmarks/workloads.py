@@ -164,13 +164,12 @@ async def wakeups(name: str, url: str, options: Options, *, seconds: float, turn
     with Crew(name, url, options, jobs=1) as crew:
         inserters = [await asyncpg.connect(url) for _ in range(INSERTERS)]
         inserted = await _insert(inserters, 0.1)
+        if busy:
+            await crew.at_work()
         for turn in itertools.islice(itertools.cycle(("on", "off", "off", "on")), 2 * turns):
-            await _sleeping(url)
             action = "ENABLE" if turn == "on" else "DISABLE"
             await execute(url, *(f"ALTER TABLE queue_kit_job {action} TRIGGER {trigger}" for trigger in triggers))
-            if busy:
-                for _ in range(2 * OFTEN):
-                    await inserters[0].execute(f"NOTIFY {JOB_CHANNEL}")
+            await (_wake(url) if busy else _sleeping(url))
             added = await _insert(inserters, seconds)
             rates[turn].append(added / seconds)
             inserted += added
@@ -364,6 +363,11 @@ async def _notifying(url: str) -> list[str]:
     )
     async with connected(url) as connection:
         return [row["tgname"] for row in await connection.fetch(query)]
+
+
+async def _wake(url: str) -> None:
+    """Wake the worker so often that it stays up."""
+    await execute(url, *[f"NOTIFY {JOB_CHANNEL}"] * 2 * OFTEN)
 
 
 async def _sleeping(url: str) -> None:
