@@ -7,7 +7,9 @@ import httpx
 from click.testing import CliRunner
 
 from queue_kit import Handlers, QueueWorker, add_job
+from queue_kit._timings import timings_of
 from queue_kit.cli import main
+from queue_kit.cli.timings import span_lines
 from queue_kit.dashboard import Access, dashboard
 from tests.database.running import job_in
 from tests.support import row_of
@@ -52,11 +54,14 @@ async def test_an_operator_sees_where_a_failed_try_spent_its_time(engine, databa
     assert json.loads(await shown(database_url, job_id, "--json"))["errors"] == [record]
     said = await shown(database_url, job_id)
     assert ", told to end after " in said
-    load, charge, post = [line for line in said.splitlines() if line.endswith(("|", "|  told to end"))]
+    lines = [line for line in said.splitlines() if line.endswith(("|", "|  told to end"))]
+    assert lines == [f"    {line}" for line in span_lines(timings_of(record))]
+    load, charge, post = lines
     assert load.split()[:3] == ["load", "<order>", "0"]
     assert charge.startswith("    charge ")
     assert post.startswith("      http.post ")
-    assert post.endswith("#|  told to end")
+    assert "#" in post
+    assert post.endswith("|  told to end")
     page = await page_of(engine, job_id)
     for words in (
         "told to end after ",
