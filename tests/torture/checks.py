@@ -57,7 +57,9 @@ def _completed_without_effect(seen: Evidence) -> list[str]:
 
 def _completed_without_a_run(seen: Evidence) -> list[str]:
     returned = {line["job"] for line in seen.said("returned")}
-    return [f"{job.id} {job.name}" for job in seen.jobs if job.status == COMPLETED and job.id not in returned]
+    unknown = {line["job"] for line in seen.said("settled") if line["verdict"] == "completed" and not line["run"]}
+    completed = (job for job in seen.jobs if job.status == COMPLETED)
+    return [f"{job.id} {job.name}" for job in completed if job.id not in returned or job.id in unknown]
 
 
 def _effects_twice(seen: Evidence) -> list[str]:

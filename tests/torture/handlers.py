@@ -5,7 +5,6 @@ through its session; some have no effect but the one outside, that the ledger kn
 import asyncio
 import random
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,14 +37,15 @@ class Told:
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
-        self._runs: dict[int, list[str]] = defaultdict(list)
-        """Of each job the runs that are not settled yet: one given back may begin again before that is told."""
+        self._runs: dict[int, tuple[Job[Any], str]] = {}
+        """The runs that are not settled yet, by the identity of the job that each was given: one that was lost may be
+        told after a later run of the same job."""
 
     @contextmanager
     def run(self, event: Event, job: Job[Any]) -> Iterator[str]:
         """Around a handler; gives the run its name."""
         run = uuid4().hex
-        self._runs[job.id].append(run)
+        self._runs[id(job)] = job, run
         about = {"job": job.id, "run": run, "name": job.name}
         self.ledger.write("start", **about)
         try:
@@ -56,8 +56,7 @@ class Told:
         self.ledger.write("returned", **about, told=_reason(event))
 
     def on_settled(self, record: Settled) -> None:
-        runs = self._runs[record.job.id]
-        run = runs.pop(0) if runs else None
+        _, run = self._runs.pop(id(record.job), (None, None))
         self.ledger.write("settled", job=record.job.id, run=run, verdict=record.outcome.verdict.value)
 
     def on_worker_state(self, record: WorkerState) -> None:
