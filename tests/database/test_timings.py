@@ -7,12 +7,10 @@ import httpx
 from click.testing import CliRunner
 
 from queue_kit import Handlers, QueueWorker, add_job
-from queue_kit._timings import timings_of
 from queue_kit.cli import main
-from queue_kit.cli.timings import span_lines
 from queue_kit.dashboard import Access, dashboard
 from tests.database.running import job_in
-from tests.support import row_of
+from tests.support import change, row_of
 
 OLD = {"at": "2026-01-02T03:04:05+00:00", "try": 1, "class": "ValueError", "message": "no", "traceback": "Trace\nback"}
 
@@ -51,17 +49,17 @@ async def test_an_operator_sees_where_a_failed_try_spent_its_time(engine, databa
         ("http.post", 1),
     ]
     assert 0.19 < record["aborted"] <= record["seconds"]  # the event begins a moment after the time runs
+    last = record["spans"][-1]
+    record["seconds"] = last["start"] + last["seconds"]  # on a busy machine the run ends a while after its spans
+    await change(engine, job_id, errors=[record])
     assert json.loads(await shown(database_url, job_id, "--json"))["errors"] == [record]
     said = await shown(database_url, job_id)
     assert ", told to end after " in said
-    lines = [line for line in said.splitlines() if line.endswith(("|", "|  told to end"))]
-    assert lines == [f"    {line}" for line in span_lines(timings_of(record))]
-    load, charge, post = lines
+    load, charge, post = [line for line in said.splitlines() if line.endswith(("|", "|  told to end"))]
     assert load.split()[:3] == ["load", "<order>", "0"]
     assert charge.startswith("    charge ")
     assert post.startswith("      http.post ")
-    assert "#" in post
-    assert post.endswith("|  told to end")
+    assert post.endswith("#|  told to end")
     page = await page_of(engine, job_id)
     for words in (
         "told to end after ",
