@@ -66,10 +66,10 @@ async def move(engine: AsyncEngine, job_id: int, **seconds: float) -> None:
         await session.commit()
 
 
-async def change(engine: AsyncEngine, job_id: int, **values: Any) -> None:
-    """Write columns of a job behind the library's back."""
+async def change(engine: AsyncEngine, job_id: int, *conditions: Any, **values: Any) -> None:
+    """Write columns of a job behind the library's back, if the conditions still hold."""
     async with engine.begin() as connection:
-        await connection.execute(update(JobRow.__table__).where(JobRow.id == job_id).values(**values))
+        await connection.execute(update(JobRow.__table__).where(JobRow.id == job_id, *conditions).values(**values))
 
 
 def reading(engine: AsyncEngine) -> AsyncEngine:

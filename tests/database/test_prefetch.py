@@ -17,7 +17,7 @@ from queue_kit.models import COMPLETED
 from tests.conftest import engine_for
 from tests.database.clock import database_now, rows
 from tests.database.running import Gate, claims, locked, statements
-from tests.support import Recorder, change, count_jobs, move, row_of, until
+from tests.support import Recorder, change, count_jobs, row_of, until
 
 NEVER = 3_600.0
 """A poll that no test waits for."""
@@ -229,12 +229,14 @@ async def test_a_job_whose_lease_lapsed_while_it_was_held_ahead_is_not_run_twice
             await go_on.wait()
 
     async with QueueWorker(engine, hold.jobs, lease=3.0, poll_interval=NEVER, hooks=hooks[:1]):
-        chosen, still_held, *_ = [row.id for row in await some_held(engine, hold)]
+        held, kept, *_ = await some_held(engine, hold)
+        chosen, still_held = held.id, kept.id
         async with QueueWorker(engine, {"quick": quick}, poll_interval=0.02, hooks=hooks[1:]):
 
             async def taken() -> bool:
-                if chosen not in ran_elsewhere:  # else the first worker has just renewed it
-                    await move(engine, chosen, lease_until=-600)
+                # Again and again, since the first worker renews it; never the lease that the other one has by then.
+                lapsed = held.lease_until - timedelta(minutes=10)
+                await change(engine, chosen, JobRow.claim_no == held.claim_no, lease_until=lapsed)
                 return chosen in ran_elsewhere
 
             await until(taken)
