@@ -230,12 +230,11 @@ async def test_a_job_whose_lease_lapsed_while_it_was_held_ahead_is_not_run_twice
 
     async with QueueWorker(engine, hold.jobs, lease=3.0, poll_interval=NEVER, hooks=hooks[:1]):
         held, kept, *_ = await some_held(engine, hold)
-        chosen, still_held = held.id, kept.id
+        chosen, still_held, lapsed = held.id, kept.id, held.lease_until - timedelta(minutes=10)
         async with QueueWorker(engine, {"quick": quick}, poll_interval=0.02, hooks=hooks[1:]):
 
             async def taken() -> bool:
                 # Again and again, since the first worker renews it; never the lease that the other one has by then.
-                lapsed = held.lease_until - timedelta(minutes=10)
                 await change(engine, chosen, JobRow.claim_no == held.claim_no, lease_until=lapsed)
                 return chosen in ran_elsewhere
 
