@@ -4,7 +4,7 @@ its commit has to be on the disk.
 
 from typing import Any
 
-from sqlalchemy import Select
+from sqlalchemy import ColumnElement, Select, and_, case, false, select, true
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -48,6 +48,22 @@ def _(element: any_row, compiler: SQLCompiler, **kw: Any) -> str:
 @compiles(any_row, "sqlite")
 def _(element: any_row, compiler: SQLCompiler, **kw: Any) -> str:
     return f"queue_kit_job.id IN {compiler.process(element.clauses, **kw)}"
+
+
+def where_also(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
+    """All of these conditions, of rows that are reached by others: no index is chosen for them, nor anything guessed of
+    how many rows they leave."""
+    return case((and_(*conditions), true()), else_=false())
+
+
+def first_of(ordered: Select[Any], count: ColumnElement[int]) -> Any:  # a Select, of which 2.0 and 2.1 differ in type
+    """The first rows of a query that walks an index for its order, however few or many PostgreSQL thinks there are.
+
+    Where it knows the limit and expects no more rows than that, it reads and sorts them all; where it does not know the
+    limit it reckons with a tenth, and of a long backlog that is dear as well. So the inner one hides what the outer one
+    tells.
+    """
+    return select(ordered.limit(select(count).scalar_subquery()).subquery("first_of")).limit(count)
 
 
 class sorted_by(FunctionElement[Any]):  # noqa: N801

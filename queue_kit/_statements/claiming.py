@@ -15,12 +15,10 @@ from sqlalchemy import (
     bindparam,
     case,
     exists,
-    false,
     func,
     not_,
     or_,
     select,
-    true,
     tuple_,
     update,
 )
@@ -29,7 +27,7 @@ from queue_kit._dialect.batches import member_of
 from queue_kit._dialect.clock import seconds_until, statement_time, time_from_now, time_text
 from queue_kit._dialect.columns import BIGINT, UtcDateTime
 from queue_kit._dialect.documents import json_text, text_size
-from queue_kit._dialect.plans import any_row, flushed_later, row_pointer
+from queue_kit._dialect.plans import any_row, first_of, flushed_later, row_pointer, where_also
 from queue_kit._statements.recurring import without_occurrence
 from queue_kit._statements.vocabulary import CRON, IS_READY, IS_SCHEDULED, JOB, number_parameter, text_parameter
 from queue_kit.models import JOBS, READY
@@ -46,19 +44,15 @@ def claim() -> Executable:
     """
     suspicion = JOB.lost + case((JOB.worker_id.is_not(None), 1), else_=0)
     wanted = bindparam("wanted", type_=Integer())
-    candidates = (
-        _claimable(
-            select(row_pointer().label("pointer"), suspicion.label("suspicion"), text_size(JOB.data).label("size")),
-            suspicion >= bindparam("suspects_from", type_=Integer()),
-            suspicion < bindparam("suspects_below", type_=Integer()),
-            not_(member_of(JOB.id, text_parameter("running_ids"))),
-            # A row that nobody holds is not compared with the long list: it would double the cost of a claim.
-            or_(JOB.worker_id.is_(None), not_(member_of(JOB.id, text_parameter("held_ids")))),
-        )
-        .limit(wanted + bindparam("ahead", type_=Integer()))
-        .with_for_update(key_share=True, skip_locked=True)
-    )
-    candidate = candidates.subquery("candidate").c
+    claimable = _claimable(
+        select(row_pointer().label("pointer"), suspicion.label("suspicion"), text_size(JOB.data).label("size")),
+        suspicion >= bindparam("suspects_from", type_=Integer()),
+        suspicion < bindparam("suspects_below", type_=Integer()),
+        not_(member_of(JOB.id, text_parameter("running_ids"))),
+        # A row that nobody holds is not compared with the long list: it would double the cost of a claim.
+        or_(JOB.worker_id.is_(None), not_(member_of(JOB.id, text_parameter("held_ids")))),
+    ).with_for_update(key_share=True, skip_locked=True)
+    candidate = first_of(claimable, wanted + bindparam("ahead", type_=Integer())).subquery("candidate").c
     counted = (
         select(
             candidate.pointer,
@@ -116,15 +110,15 @@ def _of_entry(column: ColumnElement[Any]) -> ColumnElement[Any]:
 def _claimable(found: Any, *conditions: ColumnElement[bool]) -> Any:  # a Select, of which 2.0 and 2.1 differ in type
     """Jobs that are due and free, in order, behind a place.
 
-    The conditions stand in a CASE: added up one by one, PostgreSQL takes them for so selective that it reads and sorts
-    the whole table (200 ms for 1).
+    Added up one by one, PostgreSQL would take the conditions for so selective that it reads and sorts the whole table
+    (200 ms for 1).
     """
     after = tuple_(
         bindparam("after_priority", type_=SmallInteger()),
         bindparam("after_due", type_=UtcDateTime()),
         bindparam("after_id", type_=BIGINT),
     )
-    free = and_(
+    free = where_also(
         JOB.lease_until < statement_time(),
         JOB.scheduled_at <= statement_time(),
         member_of(JOB.name, text_parameter("names")),
@@ -132,7 +126,7 @@ def _claimable(found: Any, *conditions: ColumnElement[bool]) -> Any:  # a Select
     )
     return (
         found.select_from(JOBS)
-        .where(IS_READY, tuple_(JOB.priority, JOB.scheduled_at, JOB.id) > after, case((free, true()), else_=false()))
+        .where(IS_READY, tuple_(JOB.priority, JOB.scheduled_at, JOB.id) > after, free)
         .order_by(JOB.priority, JOB.scheduled_at, JOB.id)
     )
 
@@ -154,11 +148,11 @@ def look() -> Executable:
 def promote() -> Executable:
     """Make scheduled jobs ready that are due. Parameters: `limit`. Returns their ids."""
     due = (
-        select(row_pointer())
+        select(row_pointer().label("pointer"))
         .select_from(JOBS)
         .where(IS_SCHEDULED, JOB.scheduled_at <= statement_time())
         .order_by(JOB.scheduled_at)
-        .limit(bindparam("limit", type_=Integer()))
         .with_for_update(key_share=True, skip_locked=True)
     )
-    return update(JOBS).where(any_row(due)).values(status=READY).returning(JOB.id)
+    first = first_of(due, bindparam("limit", type_=Integer()))
+    return update(JOBS).where(any_row(first)).values(status=READY).returning(JOB.id)

@@ -10,17 +10,16 @@ from sqlalchemy import ColumnElement, Executable, Integer, Uuid, bindparam, dele
 
 from queue_kit._dialect.clock import time_from_now
 from queue_kit._dialect.columns import BIGINT
+from queue_kit._dialect.plans import where_also
 from queue_kit._statements.vocabulary import COMPLETION, IS_READY, JOB, number_parameter
 from queue_kit.models import JOBS
 
 
 def _fence() -> tuple[ColumnElement[bool], ...]:
-    return (
-        JOB.id == bindparam("job_id", type_=BIGINT),
-        JOB.worker_id == bindparam("worker", type_=Uuid()),
-        JOB.claim_no == bindparam("claim", type_=Integer()),
-        IS_READY,
-    )
+    """By its id: where the statistics are of an empty queue, PostgreSQL would look for it among all that waits."""
+    worker_id, claim_no = bindparam("worker", type_=Uuid()), bindparam("claim", type_=Integer())
+    ours = where_also(IS_READY, JOB.worker_id == worker_id, JOB.claim_no == claim_no)
+    return JOB.id == bindparam("job_id", type_=BIGINT), ours
 
 
 def fence(job_id: int, worker_id: UUID, claim_no: int) -> dict[str, Any]:

@@ -25,21 +25,28 @@ from queue_kit._dialect.batches import json_batch
 from queue_kit._dialect.clock import clock_time, never, time_from_now
 from queue_kit._dialect.columns import BIGINT, JSON_TYPE
 from queue_kit._dialect.documents import with_error
-from queue_kit._dialect.plans import any_row, row_pointer
+from queue_kit._dialect.plans import any_row, row_pointer, where_also
 from queue_kit._statements.vocabulary import COMPLETION, IS_READY, JOB, number_parameter, text_parameter
 from queue_kit.models import CANCELLED, JOBS
 
 
 def _ours(batch: Any) -> ColumnElement[bool]:
-    """The rows of a batch that we still hold, but not those that somebody else has locked: they settle later."""
-    worker_id = bindparam("worker", type_=Uuid())
+    """The rows of a batch that we still hold, but not those that somebody else has locked: they settle later.
+
+    Always by their ids: where the statistics are of an empty queue, PostgreSQL would take all that waits for a row or
+    two, and compare each with the whole batch (300 ms for 5).
+    """
     held = (
         select(row_pointer())
         .select_from(JOBS)
-        .where(JOB.id == batch.id, JOB.claim_no == batch.claim_no, JOB.worker_id == worker_id, IS_READY)
+        .where(JOB.id == batch.id, where_also(IS_READY, *_claimed_as(batch)))
         .with_for_update(key_share=True, skip_locked=True, of=JOBS)
     )
     return any_row(held)
+
+
+def _claimed_as(batch: Any) -> tuple[ColumnElement[bool], ...]:
+    return JOB.claim_no == batch.claim_no, JOB.worker_id == bindparam("worker", type_=Uuid())
 
 
 def _held_batch(**fields: Any) -> Any:
@@ -110,11 +117,7 @@ def still_ours() -> Executable:
     Returns `id, status`: a status beyond ready means that the batch was settled by us before, and only its reply lost.
     """
     batch = _held_batch()
-    return select(JOB.id, JOB.status).where(
-        JOB.id == batch.id,
-        JOB.claim_no == batch.claim_no,
-        JOB.worker_id == bindparam("worker", type_=Uuid()),
-    )
+    return select(JOB.id, JOB.status).where(JOB.id == batch.id, where_also(*_claimed_as(batch)))
 
 
 @cache

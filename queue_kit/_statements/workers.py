@@ -6,6 +6,7 @@ from sqlalchemy import Executable, Integer, Uuid, bindparam, case, delete, func,
 from sqlalchemy.dialects.postgresql import insert as insert_or_skip
 
 from queue_kit._dialect.clock import clock_time, seconds_until, statement_time, time_from_now
+from queue_kit._dialect.plans import first_of
 from queue_kit._statements.vocabulary import IS_READY, JOB, WORKER, number_parameter
 from queue_kit.models import WORKERS
 
@@ -75,14 +76,8 @@ def held_jobs() -> Executable:
     """The jobs with a live lease among the first of the order. Parameters: `limit`. Returns `id, name, retry_count,
     worker_id`."""
     order = (JOB.priority, JOB.scheduled_at, JOB.id)
-    head = (
-        select(*order, JOB.name, JOB.retry_count, JOB.worker_id, JOB.lease_until)
-        .where(IS_READY)
-        .order_by(*order)
-        .limit(bindparam("limit", type_=Integer()))
-        .subquery("head")
-        .c
-    )
+    ready = select(*order, JOB.name, JOB.retry_count, JOB.worker_id, JOB.lease_until).where(IS_READY).order_by(*order)
+    head = first_of(ready, bindparam("limit", type_=Integer())).subquery("head").c
     return (
         select(head.id, head.name, head.retry_count, head.worker_id)
         .where(head.lease_until >= statement_time(), head.worker_id.is_not(None))
