@@ -56,7 +56,7 @@ def where_also(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
     return case((and_(*conditions), true()), else_=false())
 
 
-def first_of(ordered: Select[Any], count: ColumnElement[int]) -> Any:  # a Select, of which 2.0 and 2.1 differ in type
+def first_of(ordered: Any, count: ColumnElement[int]) -> Any:  # each a Select, of which 2.0 and 2.1 differ in type
     """The first rows of a query that walks an index for its order, however few or many PostgreSQL thinks there are.
 
     Where it knows the limit and expects no more rows than that, it reads and sorts them all; where it does not know the
