@@ -116,6 +116,8 @@ def _check_hooks(hooks: Iterable[object], heard: Sequence[str]) -> None:
 
 def trace_context_for(job: NewJob[Any]) -> Mapping[str, Any] | None:
     """What the installed hooks want stored with a new job, merged."""
+    if not _installed:
+        return None
     context: dict[str, Any] = {}
     for hook in _everybody():
         answer = _call(hook, "on_enqueue", job)

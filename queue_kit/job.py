@@ -35,7 +35,7 @@ _SHOWN = 60  # characters of a wrong value in a message
 _SHOWN_OF_PATH = 200
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _SCALARS = (str, int, float, NoneType)
-_JSON = json.JSONEncoder(ensure_ascii=False)
+as_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class JobState(StrEnum):
@@ -159,6 +159,8 @@ class NewJob(Generic[T_co]):
     unique_key: str | None = None
     payload: Any = field(default=None, kw_only=True, repr=False)
     """`data` as JSON; filled in where `data` is a typed value."""
+    payload_text: str = field(init=False, repr=False, compare=False)
+    """The payload as it was when it was checked: what is stored, whatever becomes of `data`."""
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -170,7 +172,7 @@ class NewJob(Generic[T_co]):
             raise InvalidJob("delay", "give scheduled_at or delay, not both")
         if self.payload is None:
             object.__setattr__(self, "payload", {} if self.data is None else self.data)
-        check_payload(self.payload)
+        object.__setattr__(self, "payload_text", payload_text(self.payload))
         object.__setattr__(self, "delay", check_delay(self.delay))
         object.__setattr__(self, "handler_timeout", check_timeout(self.handler_timeout))
 
@@ -307,15 +309,22 @@ def _as_seconds(value: object, field: str) -> float:
 
 def check_payload(data: T) -> T:
     """A payload: JSON of at most 1 MiB and 100 levels, without NUL, NaN, infinities or lone surrogates."""
+    payload_text(data)
+    return data
+
+
+def payload_text(data: object) -> str:
+    """A payload as JSON text, checked as by `check_payload`."""
     if flaw := _flaw(data, 0):
         raise InvalidJob("data", flaw.problem, path=f"${flaw.path[:_SHOWN_OF_PATH]}")
     try:
-        size = len(_JSON.encode(data).encode())
+        text = as_json(data)
     except ValueError as error:
         raise InvalidJob("data", str(error), path="$") from None
+    size = len(text.encode())
     if size > MAX_PAYLOAD_BYTES:
         raise InvalidJob("data", f"is {size:,} bytes of JSON, at most {MAX_PAYLOAD_BYTES:,} are allowed; store a link")
-    return data
+    return text
 
 
 @dataclass(slots=True)

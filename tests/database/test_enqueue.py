@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from enum import IntEnum
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -557,6 +558,25 @@ async def test_the_limits_themselves_are_allowed(engine):
     row = await row_of(engine, job_id)
     assert (len(row.name), len(row.data["a"]), row.priority) == (200, size, 32_767)
     assert (await row_of(engine, await add_job(engine, "n", nested(100)))).data == nested(100)
+
+
+async def test_what_was_checked_is_what_is_stored(engine):
+    data = {"to": "a@b.c"}
+    job = NewJob("n", data)
+    data["to"] = math.nan
+    (job_id,) = await add_jobs(engine, [job])
+    assert (await row_of(engine, job_id)).data == {"to": "a@b.c"}
+
+
+class Urgency(IntEnum):
+    high = 1
+
+
+async def test_texts_and_numbers_of_any_kind_are_stored_as_they_are(engine):
+    name, key, data = 'say "hi" \\ ü\n☃', "'\\\"\t", {"\\": '"', "ü": "\x01"}
+    job_id = await add_job(engine, name, data, priority=Urgency.high, unique_key=key)
+    row = await row_of(engine, job_id)
+    assert (row.name, row.data, row.priority, row.unique_key) == (name, data, 1, key)
 
 
 async def test_a_refused_job_leaves_the_callers_transaction_alive(engine):
