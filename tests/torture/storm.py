@@ -196,7 +196,7 @@ class Storm:
         """Break a commit: of a transaction or of an insert that commits itself, either before it arrives or so that
         only its reply is lost."""
         assert self._proxy is not None
-        marker = (b"COMMIT", b'"key":"enqueuer')[int(2 * deed.pick)]
+        marker = (b"COMMIT", b'"key": "enqueuer')[int(2 * deed.pick)]
         async with self._network:
             self._proxy.tripped.clear()
             self._proxy.down_at(marker, delivered=deed.leases > 1.0)
