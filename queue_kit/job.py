@@ -8,7 +8,7 @@ passes the same rules; the checks stand here one by one because `models.JobRow` 
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -35,7 +35,7 @@ _SHOWN = 60  # characters of a wrong value in a message
 _SHOWN_OF_PATH = 200
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _SCALARS = (str, int, float, NoneType)
-as_json = json.JSONEncoder(ensure_ascii=False).encode
+as_json: Callable[[object], str] = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class JobState(StrEnum):
