@@ -113,7 +113,7 @@ class Run:
         finite = math.isfinite(limits.timeout)
         self.token = AbortToken(self.started + limits.timeout if finite else None)
         job = claimed.job
-        self.event = Event.for_job(self.token, job_id=job.id, name=job.name, attempt=job.attempt)
+        self.event = Event.for_job(self.token, job_id=job.id, name=job.name, attempt=job.attempt, began=self.started)
         self._loop = asyncio.get_running_loop()
         self.context = copy_context()
         """What the handler runs in, or a context variable that one job sets would be seen by the next."""

@@ -122,9 +122,14 @@ class Event:
         self._span: Span | None = None
 
     @classmethod
-    def for_job(cls, signal: AbortToken, *, job_id: int, name: str, attempt: int) -> "Event":
-        """The root event of one run."""
+    def for_job(
+        cls, signal: AbortToken, *, job_id: int, name: str, attempt: int, began: float | None = None
+    ) -> "Event":
+        """The root event of one run, from the time at which that began by `time.monotonic()`: its deadline counts from
+        then as well."""
         event = cls(signal)
+        if began is not None:
+            event._root_started = began
         event._about = job_id, name, attempt
         return event
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import threading
+import time
 
 import pytest
 
@@ -188,6 +189,13 @@ def test_a_span_ends_also_when_its_body_raises(frozen):
     with pytest.raises(ValueError, match="no"):
         fail()
     assert event.spans.children == [Span("part", 0, 3)]
+
+
+def test_the_event_of_a_run_counts_from_when_that_began():
+    event = Event.for_job(AbortToken(), job_id=7, name="email.send", attempt=1, began=time.monotonic() - 5.0)
+    event.start("email.send")
+    assert event.spans is not None
+    assert 5.0 <= event.spans.started < 60.0
 
 
 def test_the_log_of_an_event_and_of_its_children_names_the_job_beside_the_callers_fields(caplog):
