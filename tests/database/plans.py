@@ -1,14 +1,15 @@
 """The statements that run all day, and the plans that PostgreSQL makes for them: with the texts and types that a worker
 sends."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import Executable, event
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from queue_kit._dialect.columns import LONG_AGO
 from queue_kit._scan import Place
@@ -95,6 +96,19 @@ PROMOTE = Call(claiming.promote(), {"limit": PROMOTE_LIMIT})
 
 def by_name(calls: dict[str, Call]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("call", calls.values(), ids=calls.keys())
+
+
+@asynccontextmanager
+async def seeded(server: Any, *scripts: str) -> AsyncIterator[str]:
+    """The URL of a migrated database in which these scripts ran, one after the other."""
+    async with server.fresh(server.template) as url:
+        engine = create_async_engine(url, isolation_level="AUTOCOMMIT")
+        async with engine.connect() as connection:
+            driver = (await connection.get_raw_connection()).driver_connection
+            for script in scripts:
+                await driver.execute(script)
+        await engine.dispose()
+        yield url
 
 
 async def explain(engine: AsyncEngine, call: Call, *, mode: str, analyze: bool = False) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from tests.database.plans import (
     kinds,
     nodes,
     on_jobs,
+    seeded,
 )
 from tests.support import until
 
@@ -139,12 +140,7 @@ PAGES = {
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def seeded_url(server) -> AsyncIterator[str]:
     """A large table; whoever changes it rolls back."""
-    async with server.fresh(server.template) as url:
-        engine = create_async_engine(url)
-        async with engine.begin() as connection:
-            driver = (await connection.get_raw_connection()).driver_connection
-            await driver.execute(POSTGRESQL)
-        await engine.dispose()
+    async with seeded(server, POSTGRESQL) as url:
         yield url
 
 

@@ -25,12 +25,11 @@ from tests.database.plans import (
     explain,
     kinds,
     on_jobs,
+    seeded,
 )
 
 ALONE = "ALTER TABLE queue_kit_job SET (autovacuum_enabled = false)"
-PAST = (
-    f"""INSERT INTO queue_kit_job (name, status) SELECT 'name.' || n % 5, 2 FROM generate_series(1, {HISTORY}) AS n"""
-)
+PAST = f"INSERT INTO queue_kit_job (name, status) SELECT 'name.' || n % 5, 2 FROM generate_series(1, {HISTORY}) AS n"
 LEARN = "VACUUM ANALYZE queue_kit_job"
 BURST = f"""
 ALTER SEQUENCE queue_kit_job_id_seq RESTART {LEASED_ID};
@@ -53,13 +52,7 @@ STATISTICS = {
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=STATISTICS.values(), ids=STATISTICS.keys())
 async def seeded_url(request, server) -> AsyncIterator[str]:
-    async with server.fresh(server.template) as url:
-        engine = create_async_engine(url, isolation_level="AUTOCOMMIT")
-        async with engine.connect() as connection:
-            driver = (await connection.get_raw_connection()).driver_connection
-            for statement in request.param:
-                await driver.execute(statement)
-        await engine.dispose()
+    async with seeded(server, *request.param) as url:
         yield url
 
 
