@@ -60,7 +60,7 @@ class NamedHandler(Handler[T]):
             handler_timeout,
             max_retry_count,
             unique_key,
-            payload=self.payload.encode(value),
+            encode=self.payload.encode,
         )
 
     @overload

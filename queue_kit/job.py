@@ -157,8 +157,10 @@ class NewJob(Generic[T_co]):
     handler_timeout: Seconds | None = None
     max_retry_count: int | None = None
     unique_key: str | None = None
-    payload: Any = field(default=None, kw_only=True, repr=False)
-    """`data` as JSON; filled in where `data` is a typed value."""
+    encode: Callable[[Any], Any] | None = field(default=None, kw_only=True, repr=False, compare=False)
+    """Makes JSON of `data` where that is a typed value; the job of a handler has its own. Called once, here."""
+    payload: Any = field(init=False, repr=False)
+    """`data` as JSON."""
     payload_text: str = field(init=False, repr=False, compare=False)
     """The payload as it was when it was checked: what is stored, whatever becomes of `data`."""
 
@@ -170,8 +172,8 @@ class NewJob(Generic[T_co]):
         check_unique_key(self.unique_key)
         if self.scheduled_at is not None and self.delay is not None:
             raise InvalidJob("delay", "give scheduled_at or delay, not both")
-        if self.payload is None:
-            object.__setattr__(self, "payload", {} if self.data is None else self.data)
+        value: Any = {} if self.data is None else self.data
+        object.__setattr__(self, "payload", value if self.encode is None else self.encode(value))
         object.__setattr__(self, "payload_text", payload_text(self.payload))
         object.__setattr__(self, "delay", check_delay(self.delay))
         object.__setattr__(self, "handler_timeout", check_timeout(self.handler_timeout))

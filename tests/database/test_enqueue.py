@@ -8,13 +8,14 @@ import math
 import random
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
+from pydantic import RootModel
 from sqlalchemy import bindparam, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
@@ -47,6 +48,9 @@ from tests.support import Recorder, count_jobs, row_of, until
 class Email:
     to: str
     copies: int = 1
+
+
+class Limit(RootModel[int | None]): ...
 
 
 # --- the caller's transaction -----------------------------------------------------------------------------------------
@@ -427,6 +431,36 @@ def test_a_new_job_keeps_the_typed_value(jobs):
 
     new = send.new(Email("a@b.c"), delay=timedelta(minutes=1))
     assert (new.data, new.payload, new.delay) == (Email("a@b.c"), {"to": "a@b.c", "copies": 1}, 60.0)
+
+
+async def test_a_copy_with_other_data_stores_the_other_data(engine, jobs):
+    @jobs.handler("email.send")
+    async def send(event, session, job: Job[Email]):
+        pass
+
+    typed = replace(send.new(Email("a@b.c"), priority=2), data=Email("d@e.f"))
+    plain = replace(NewJob("plain", {"n": 1}), data={"n": 2})
+    ids = await add_jobs(engine, [typed, plain])
+    assert [(row.data, row.priority) for row in [await row_of(engine, id_) for id_ in ids]] == [
+        ({"to": "d@e.f", "copies": 1}, 2),
+        ({"n": 2}, 5),
+    ]
+    with pytest.raises(InvalidJob, match="must be Email"):
+        replace(typed, data="a@b.c")
+    assert asdict(typed)["payload"] == {"to": "d@e.f", "copies": 1}
+
+
+async def test_a_typed_value_may_be_null_in_json(engine, jobs):
+    ran = []
+
+    @jobs.handler("limit.set")
+    async def set_limit(event, session, job: Job[Limit]):
+        ran.append(job.data)
+
+    id_ = await set_limit.add(engine, Limit(None))
+    assert (await row_of(engine, id_)).data is None
+    assert (await QueueWorker(engine, jobs).drain())["completed"] == 1
+    assert ran == [Limit(None)]
 
 
 async def test_a_wrong_payload_is_refused_by_its_handler(engine, jobs):

@@ -28,6 +28,6 @@ async def report_leak(session: AsyncSession, session_id: UUID) -> None:
         LEAKED_SESSION,
         report,
         unique_key=f"{LEAKED_SESSION}:{session_id}",
-        payload=payload_for(LeakReport).encode(report),
+        encode=payload_for(LeakReport).encode,
     )
     await add_jobs(session, [job])
