@@ -78,8 +78,9 @@ class History:
     async def serve(self) -> None:
         """Write at each minute of the database's clock, for as long as this is awaited."""
         while True:
-            await asyncio.sleep(MINUTE - self._now() % MINUTE)
-            minute = self._end_minute()
+            minute = self._minute()  # before the timer, which may be early or late
+            await asyncio.sleep((minute + 1) * MINUTE - self._now())
+            self._end(minute)
             await asyncio.sleep(random.random() * SPREAD)  # noqa: S311
             await self._guarded(self._write)
             if minute % 60 == self._prunes_at:
@@ -88,18 +89,19 @@ class History:
     def _now(self) -> float:
         return time.monotonic() + self._store.epoch
 
-    def _end_minute(self) -> int:
-        """Put aside what was counted, as the minute's that was a second ago: a timer may be early, or late."""
-        minute = int((self._now() - 1.0) // MINUTE)
+    def _minute(self) -> int:
+        return int(self._now() // MINUTE)
+
+    def _end(self, minute: int) -> None:
+        """Put aside what was counted, as this minute's."""
         at = as_utc_text(datetime.fromtimestamp(minute * MINUTE, UTC))
         counts, self._counts = self._counts, {}
         self._ended += [{"minute": at, "name": name, **each.as_row()} for name, each in counts.items()]
-        return minute
 
     async def finish(self) -> None:
         """Write what was counted so far."""
         await self._write()  # alone: it may be of the same minute, and a statement adds to a row only once
-        self._end_minute()
+        self._end(self._minute())
         await self._write()
 
     async def _write(self) -> None:

@@ -118,11 +118,19 @@ async def test_a_worker_that_stops_just_after_it_put_a_minute_aside_writes_both_
         history = worker._crew._history
         await add_job(engine, "a")
         await until(lambda: history._counts)
-        history._end_minute()
+        history._end(history._minute())
         await add_job(engine, "a")
         await until(lambda: history._counts)
     assert [row.completed for row in await stored(engine)] == [2]
     assert "not written" not in caplog.text
+
+
+async def test_a_worker_that_stops_as_a_minute_begins_counts_for_that_minute(engine, monkeypatch):
+    begins = datetime(2026, 9, 21, 12, 30, tzinfo=UTC)
+    monkeypatch.setattr(_history.History, "_now", lambda _: begins.timestamp() + 0.5)
+    await add_job(engine, "a")
+    await QueueWorker(engine, {"a": nothing}).drain()
+    assert [(row.minute, row.completed) for row in await stored(engine)] == [(begins, 1)]
 
 
 async def test_workers_forget_what_is_older_than_fourteen_days(engine, monkeypatch):
