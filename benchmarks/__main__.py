@@ -32,7 +32,7 @@ def _listed(_context: click.Context, option: click.Parameter, text: str | None) 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--quick", is_flag=True, help="Less of everything, in under five minutes on two cores.")
-@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="How often each run is done.")
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="How often a run is done.")
 @click.option("--jobs", type=click.IntRange(min=100), help="Jobs of a drain; few say little.  [default: 20000]")
 @click.option("--only", callback=_listed, metavar="T1,T7", help=f"Some of {', '.join(TARGETS)} (G: growth) only.")
 @click.option("--peers", "wanted", callback=_listed, metavar="NAMES", help=f"Some of {', '.join(PEERS)} only.")
@@ -83,7 +83,8 @@ def main(
             click.secho(NOT_DURABLE, fg="red", bold=True, err=True)
         results = asyncio.run(measure(runs, url, rounds, quick=quick))
     judged = targets.judge_all(results, asked)
-    mode = f"{'quick' if quick else 'full'}, {rounds} rounds{' (heavy runs once)' if quick else ''}"
+    often = f"{rounds} rounds, {2 * rounds} where it is close{', heavy runs once' if quick else ''}"
+    mode = f"{'quick' if quick else 'full'}, {often}"
     click.echo(_report(output, _about(mode, settings, results), runs, judged, results, absent))
     if not server.durable(settings):
         click.secho(NOT_DURABLE, fg="red", bold=True)

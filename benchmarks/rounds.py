@@ -26,10 +26,11 @@ RUN_SECONDS = 900
 async def measure(runs: list[Run], url: str, rounds: int, *, quick: bool) -> list[Result]:
     """All rounds of these runs, on the server `url`, with a line on stderr for each run."""
     results = []
-    for number in range(1, rounds + 1):
-        now = [run for run in runs if number == 1 or not (quick and run.heavy)]
+    total = max((run.times(rounds, quick=quick) for run in runs), default=0)
+    for number in range(1, total + 1):
+        now = [run for run in runs if number <= run.times(rounds, quick=quick)]
         for index, run in enumerate(now, 1):
-            click.echo(f"round {number}/{rounds}, {index}/{len(now)}: {run.target} {run.label} ", err=True, nl=False)
+            click.echo(f"round {number}/{total}, {index}/{len(now)}: {run.target} {run.label} ", err=True, nl=False)
             began = time.monotonic()
             results.append(await _result(run, url, number))
             click.echo(f"({time.monotonic() - began:.1f} s) {results[-1].error}", err=True)

@@ -10,7 +10,7 @@ pytest.importorskip("benchmarks", reason="they are not part of the package, only
 
 from benchmarks import chart, machine, report, run, server, workloads
 from benchmarks.measure import WrongRun, check_runs
-from benchmarks.plan import CEILINGS, FULL, OURS, PEERS, QUICK, chosen, plan
+from benchmarks.plan import CEILINGS, FULL, OURS, PEERS, QUICK, Run, chosen, plan
 from benchmarks.targets import (
     CHECKS,
     TARGETS,
@@ -128,6 +128,12 @@ def test_every_check_has_its_run_and_its_reference(scale, monkeypatch):
     assert needed - runs == set()
     assert len(runs) == len(plan(scale)), "a label is used twice"
     assert {run.target for run in plan(scale)} == set(TARGETS)
+
+
+def test_heavy_runs_are_done_once_when_it_must_be_quick_and_close_ones_in_twice_as_many_rounds():
+    usual, heavy, close = (Run("T1", "throughput", OURS, {}, **kind) for kind in ({}, {"heavy": True}, {"close": True}))
+    assert [run.times(3, quick=True) for run in (usual, heavy, close)] == [3, 1, 6]
+    assert [run.times(3, quick=False) for run in (usual, heavy, close)] == [3, 3, 6]
 
 
 def test_a_target_brings_the_runs_that_it_is_compared_with():
