@@ -21,14 +21,12 @@ def behind(after: Place | None) -> dict[str, Any]:
 
 def fences_batch(claims: Iterable[Claimed]) -> str:
     """What names claims of jobs, as a batch. Numbers alone need no encoder, which would take four times as long."""
-    rows = [f'{{"id":{each.job.id},"claim_no":{each.claim_no}}}' for each in claims]
+    rows = [f"[{each.job.id},{each.claim_no}]" for each in claims]
     return f"[{','.join(rows)}]"
 
 
 def endings_batch(endings: Sequence[tuple[Claimed, Outcome]]) -> str:
-    """How runs ended, as the statement for their kind of ending takes it."""
-    if {outcome.verdict for _, outcome in endings} == {Verdict.completed}:
-        return fences_batch(claimed for claimed, _ in endings)
+    """How runs ended, as a batch of what is to be written."""
     return as_batch(_ending_row(claimed, outcome) for claimed, outcome in endings)
 
 

@@ -166,7 +166,7 @@ class Store:
     async def _settle_kind(
         self, statement: Executable, endings: list[tuple[Claimed, Outcome]]
     ) -> dict[int, Settlement]:
-        parameters = {"batch": endings_batch(endings), "worker": self.worker_id}
+        parameters = self._as_parameters(statement, endings)
         try:
             async with self._own_rows:
                 settled = {row[0] for row in await self._transactions.write(statement, parameters)}
@@ -184,9 +184,14 @@ class Store:
         rest = [claimed for claimed, _ in endings if claimed.job.id not in settled]
         return dict.fromkeys(settled, Settlement.done) | (await self._fate_of(rest) if rest else {})
 
+    def _as_parameters(self, statement: Executable, endings: Sequence[tuple[Claimed, Outcome]]) -> Mapping[str, Any]:
+        fences = statement is settling.complete() or statement is settling.remove()
+        batch = fences_batch(claimed for claimed, _ in endings) if fences else endings_batch(endings)
+        return {"batch": batch, "worker": self.worker_id}
+
     async def _settle_occurrence(self, claimed: Claimed, outcome: Outcome) -> Settlement:
         statement = self._endings[outcome.verdict]
-        parameters = {"batch": endings_batch([(claimed, outcome)]), "worker": self.worker_id}
+        parameters = self._as_parameters(statement, [(claimed, outcome)])
         completed = outcome.verdict is Verdict.completed
 
         def write(connection: Connection) -> bool:

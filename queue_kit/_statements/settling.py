@@ -21,7 +21,7 @@ from sqlalchemy import (
     update,
 )
 
-from queue_kit._dialect.batches import json_batch
+from queue_kit._dialect.batches import json_batch, json_rows
 from queue_kit._dialect.clock import clock_time, never, time_from_now
 from queue_kit._dialect.columns import BIGINT, JSON_TYPE
 from queue_kit._dialect.documents import with_error
@@ -49,26 +49,30 @@ def _claimed_as(batch: Any) -> tuple[ColumnElement[bool], ...]:
     return JOB.claim_no == batch.claim_no, JOB.worker_id == bindparam("worker", type_=Uuid())
 
 
-def _held_batch(**fields: Any) -> Any:
+def _fences() -> Any:
+    return json_rows(text_parameter("batch"), id=BIGINT, claim_no=Integer()).c
+
+
+def _endings(**fields: Any) -> Any:
     return json_batch(text_parameter("batch"), id=BIGINT, claim_no=Integer(), **fields).c
 
 
 @cache
 def complete() -> Executable:
-    """Finish jobs that succeeded. Parameters: `batch` of `id, claim_no`, `worker`. Returns the ids settled."""
-    return update(JOBS).where(_ours(_held_batch())).values(COMPLETION).returning(JOB.id)
+    """Finish jobs that succeeded. Parameters: `batch` of `[id, claim_no]`, `worker`. Returns the ids settled."""
+    return update(JOBS).where(_ours(_fences())).values(COMPLETION).returning(JOB.id)
 
 
 @cache
 def remove() -> Executable:
     """Delete jobs that ended. Parameters and result as `complete`."""
-    return delete(JOBS).where(_ours(_held_batch())).returning(JOB.id)
+    return delete(JOBS).where(_ours(_fences())).returning(JOB.id)
 
 
 @cache
 def close() -> Executable:
     """Finish jobs that did not succeed. Parameters: `batch` of `id, claim_no, status, failed, error`, `worker`."""
-    batch = _held_batch(status=SmallInteger(), failed=Integer(), error=JSON_TYPE)
+    batch = _endings(status=SmallInteger(), failed=Integer(), error=JSON_TYPE)
     return (
         update(JOBS)
         .where(_ours(batch), JOB.id == batch.id)
@@ -91,7 +95,7 @@ def put_back() -> Executable:
     Without `delay` the due time stays. `failed` and `lapsed` are counted, `forgiven` forgets lapsed leases. A job that
     is to be cancelled does not come back.
     """
-    batch = _held_batch(failed=Integer(), lapsed=Integer(), forgiven=Boolean(), delay=Float(53), error=JSON_TYPE)
+    batch = _endings(failed=Integer(), lapsed=Integer(), forgiven=Boolean(), delay=Float(53), error=JSON_TYPE)
     due = case((batch.delay.is_(None), JOB.scheduled_at), else_=time_from_now(batch.delay))
     return (
         update(JOBS)
@@ -116,7 +120,7 @@ def still_ours() -> Executable:
 
     Returns `id, status`: a status beyond ready means that the batch was settled by us before, and only its reply lost.
     """
-    batch = _held_batch()
+    batch = _fences()
     return select(JOB.id, JOB.status).where(JOB.id == batch.id, where_also(*_claimed_as(batch)))
 
 
@@ -128,10 +132,10 @@ def stored() -> Executable:
 
 @cache
 def renew() -> Executable:
-    """Extend leases. Parameters: `batch` of `id, claim_no`, `worker`, `lease`. Returns `id, cancel_requested`."""
+    """Extend leases. Parameters: `batch` of `[id, claim_no]`, `worker`, `lease`. Returns `id, cancel_requested`."""
     return (
         update(JOBS)
-        .where(_ours(_held_batch()))
+        .where(_ours(_fences()))
         .values(lease_until=time_from_now(number_parameter("lease")))
         .returning(JOB.id, JOB.cancel_requested)
     )

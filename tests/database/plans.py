@@ -58,8 +58,9 @@ def claim(*, wanted: int = 50, ahead: int = 0, after: Place | None = None, held:
 
 def batch(**fields: Any) -> dict[str, Any]:
     """The parameters of what is settled or renewed: jobs that the seeded worker holds."""
-    rows = [{"id": LEASED_ID + number, "claim_no": 1, **fields} for number in range(BATCH)]
-    return {"batch": as_batch(rows), "worker": WORKER}
+    fences = [(LEASED_ID + number, 1) for number in range(BATCH)]
+    rows = [{"id": id_, "claim_no": claim_no, **fields} for id_, claim_no in fences]
+    return {"batch": as_batch(rows if fields else fences), "worker": WORKER}
 
 
 LONG_PAST_THE_HEAD: Place = (9, datetime(2020, 1, 3, tzinfo=UTC), 0)

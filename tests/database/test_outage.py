@@ -239,7 +239,7 @@ async def test_n5_a_batch_of_endings_that_has_no_reply_is_written_once(away, pg_
     options = {"parallel_count": 5, "delete_job_on_completion": not keep, "poll_interval": 0.05, "listen": False}
     async with QueueWorker(engine, {"long": gate}, hooks=[hook], **options):
         await until(lambda: len(gate.running) == 5)
-        proxy.down_at(b'"claim_no":', delivered=delivered)  # what only settling sends, long before the next renewal
+        proxy.down_at(b"[[", delivered=delivered)  # what only settling sends, long before the next renewal
         gate.open.set()
         await until(proxy.tripped.is_set)
         assert await count_jobs(pg_engine, ~JobRow.is_complete) == (0 if delivered else 5)

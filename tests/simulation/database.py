@@ -253,7 +253,7 @@ class Database:
     # --- settle and renew ---------------------------------------------------------------------------------------------
 
     def _ours(self, parameters: Parameters, *, locked: bool = False) -> Iterable[tuple[Row, dict[str, Any]]]:
-        for ending in json.loads(parameters["batch"]):
+        for ending in _endings(parameters):
             row = self.rows[ending["id"]]
             if row.is_held_by(parameters["worker"], ending["claim_no"]) and (locked or row.locked_by is None):
                 yield row, ending
@@ -302,7 +302,7 @@ class Database:
 
     def _still_ours(self, parameters: Parameters) -> Sequence[Any]:
         found = []
-        for ending in json.loads(parameters["batch"]):
+        for ending in _endings(parameters):
             row = self.rows[ending["id"]]
             if row.worker == parameters["worker"] and row.claim_no == ending["claim_no"] and not row.gone:
                 found.append(Ours(row.id, row.status))
@@ -388,6 +388,12 @@ class Database:
     def unlock(self, row: Row) -> None:
         """Give up a lock."""
         row.locked_by, row.locked_until = None, self.now
+
+
+def _endings(parameters: Parameters) -> list[dict[str, Any]]:
+    """Objects, or arrays of what every ending begins with."""
+    given = json.loads(parameters["batch"])
+    return [each if isinstance(each, dict) else dict(zip(("id", "claim_no"), each, strict=True)) for each in given]
 
 
 def _suspicion(row: Row) -> int:

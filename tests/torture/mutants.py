@@ -35,7 +35,7 @@ def _unfenced() -> None:
     """The completion names the job and not the claim."""
     ready = JOBS.c.status == literal(READY)
     worker = bindparam("worker", type_=Uuid()).is_not(None)
-    batch = settling._held_batch()
+    batch = settling._fences()
     of_batch = select(row_pointer()).select_from(JOBS).where(JOBS.c.id == batch.id, batch.claim_no.is_not(None), ready)
     locked = of_batch.where(worker).with_for_update(key_share=True, skip_locked=True, of=JOBS)
     many = update(JOBS).where(any_row(locked)).values(COMPLETION).returning(JOBS.c.id)
