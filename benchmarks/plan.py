@@ -59,11 +59,11 @@ class Scale:
     sizes: tuple[int, ...]
     sqlite: int
     everything: bool
-    """Also each peer wherever it can take part, and inserts beside an idle worker."""
+    """Also each peer wherever it can take part, pickups without prefetch, and inserts beside an idle worker."""
 
 
 QUICK = Scale(
-    20_000, 5, 200_000, 40_000, 600, 60, 40_000, 10, 100_000, (1_000, 10_000, 100_000), 10_000, everything=False
+    20_000, 5, 200_000, 40_000, 600, 50, 40_000, 10, 100_000, (1_000, 10_000, 100_000), 10_000, everything=False
 )
 FULL = Scale(
     20_000, 15, 1_000_000, 100_000, 2000, 400, 100_000, 20, 1_000_000, (1_000, 10_000, 100_000, 1_000_000), 20_000,
@@ -104,7 +104,7 @@ def _drains(scale: Scale) -> Iterator[Run]:
     if find_spec("uvloop"):
         yield Run("T1", "throughput", OURS, sizes, {"uvloop": True}, UVLOOP)
     # They would take most of the time, and a shorter queue does not make them slower.
-    fewer = sizes if scale.everything else sizes | {"jobs": min(scale.jobs, 2000)}
+    fewer = sizes if scale.everything else sizes | {"jobs": min(scale.jobs, 3000)}
     for queue in SLOWER:
         yield Run("T1", "throughput", queue, fewer, heavy=True)
     yield Run("T2", "throughput", OURS, sizes, {"pullers": 1, "keep": True}, heavy=True)
@@ -120,13 +120,14 @@ def _adds(scale: Scale) -> Iterator[Run]:
         slow = queue in ("saq", "chancy", "arq")
         yield Run("T5", "add_many", queue, {"jobs": 5000 if slow else scale.bulk})
     for queue in (OURS, *CEILINGS, *_peers(scale)):
-        yield Run("T6", "add_one", queue, {"jobs": scale.singles})
+        yield Run("T6", "add_one", queue, {"jobs": scale.singles}, close=queue in (OURS, "raw_row"))
 
 
 def _pickups(scale: Scale) -> Iterator[Run]:
     sizes, defaults = {"jobs": scale.pickups}, {"pullers": 1, "keep": True}
     yield Run("T7", "pickup", OURS, sizes, defaults, heavy=True)
-    yield Run("T7", "pickup", OURS, sizes, defaults | {"prefetch": 0}, "queue_kit, prefetch=0", heavy=True)
+    if scale.everything:
+        yield Run("T7", "pickup", OURS, sizes, defaults | {"prefetch": 0}, "queue_kit, prefetch=0")
     yield Run("T7", "pickup", "raw", sizes, {"wakes": True}, heavy=True)
     for queue in _peers(scale):
         yield Run("T7", "pickup", queue, sizes, heavy=True)
