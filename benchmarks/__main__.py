@@ -32,7 +32,13 @@ def _listed(_context: click.Context, option: click.Parameter, text: str | None) 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--quick", is_flag=True, help="Less of everything, in under five minutes on two cores.")
-@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="How often a run is done.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="How often most runs are done; --quick does the long ones once.",
+)
 @click.option("--jobs", type=click.IntRange(min=100), help="Jobs of a drain; few say little.  [default: 20000]")
 @click.option("--only", callback=_listed, metavar="T1,T7", help=f"Some of {', '.join(TARGETS)} (G: growth) only.")
 @click.option("--peers", "wanted", callback=_listed, metavar="NAMES", help=f"Some of {', '.join(PEERS)} only.")

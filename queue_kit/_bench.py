@@ -9,20 +9,23 @@ import secrets
 import statistics
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import delete, func, select
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 
 from queue_kit import migrate
+from queue_kit._dialect.clock import clock_time
 from queue_kit.enqueue import add_job, add_jobs
 from queue_kit.errors import QueueKitError
 from queue_kit.event import Event
 from queue_kit.hooks import Settled
 from queue_kit.job import Job, NewJob
-from queue_kit.models import JOBS
+from queue_kit.models import HISTORY, JOBS
 from queue_kit.worker import QueueWorker
 
 MOST_JOBS = 100_000
@@ -157,10 +160,10 @@ async def _timed(action: Callable[[], Any]) -> float:
 
 @asynccontextmanager
 async def _left_as_it_was(engine: AsyncEngine) -> AsyncIterator[str]:
-    """A name for jobs, none of which are left afterwards."""
+    """A name for jobs, of which neither rows nor history are left afterwards."""
     name = f"queue_kit.bench.{secrets.token_hex(4)}"
     async with engine.connect() as connection:
-        newest = await connection.scalar(select(func.coalesce(func.max(JOBS.c.id), 0)))
+        newest, began = (await connection.execute(select(func.coalesce(func.max(JOBS.c.id), 0), clock_time()))).one()
     try:
         yield name
     finally:
@@ -170,6 +173,10 @@ async def _left_as_it_was(engine: AsyncEngine) -> AsyncIterator[str]:
                 await connection.execute(delete(JOBS).where(JOBS.c.id > newest, JOBS.c.name == name))
         except Exception as error:
             raise QueueKitError(f"the jobs named {name!r} could not be removed: {error}") from error
+        with suppress(DBAPIError):  # who may not delete history may not write it either
+            async with engine.begin() as connection:
+                recent = HISTORY.c.minute > began - timedelta(minutes=2)
+                await connection.execute(delete(HISTORY).where(recent, HISTORY.c.name == name))
 
 
 async def _add_at_once(engine: AsyncEngine, name: str, count: int) -> None:

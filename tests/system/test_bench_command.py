@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from queue_kit import _bench
 from queue_kit.cli import main
-from queue_kit.models import JOBS
+from queue_kit.models import HISTORY, JOBS
 from tests.conftest import engine_for
 from tests.crowd import running
 from tests.database.running import in_every_state, worker_rows
@@ -50,8 +50,11 @@ def invoke(url: str, *arguments: str) -> Result:
 
 
 async def all_rows(engine: AsyncEngine) -> list[Any]:
+    """Of jobs, and of the history of what ran."""
     async with engine.connect() as connection:
-        return list((await connection.execute(select(JOBS).order_by(JOBS.c.id))).all())
+        jobs = (await connection.execute(select(JOBS).order_by(JOBS.c.id))).all()
+        history = (await connection.execute(select(HISTORY).order_by(HISTORY.c.minute, HISTORY.c.name))).all()
+    return [*jobs, *history]
 
 
 async def test_the_figures_as_json_and_the_tables_as_they_were(engine, database_url):
