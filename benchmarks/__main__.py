@@ -31,7 +31,7 @@ def _listed(_context: click.Context, option: click.Parameter, text: str | None) 
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--quick", is_flag=True, help="Less of everything, in under five minutes on two cores.")
+@click.option("--quick", is_flag=True, help="Less of everything, in some five minutes on two cores.")
 @click.option(
     "--rounds",
     type=click.IntRange(min=1),
@@ -89,7 +89,7 @@ def main(
             click.secho(NOT_DURABLE, fg="red", bold=True, err=True)
         results = asyncio.run(measure(runs, url, rounds, quick=quick))
     judged = targets.judge_all(results, asked)
-    often = f"{rounds} rounds, {2 * rounds} where it is close{', heavy runs once' if quick else ''}"
+    often = f"{rounds} rounds, twice as many where it is close{', heavy runs once' if quick else ''}"
     mode = f"{'quick' if quick else 'full'}, {often}"
     click.echo(_report(output, _about(mode, settings, results), runs, judged, results, absent))
     if not server.durable(settings):

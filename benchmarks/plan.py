@@ -44,7 +44,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is done: a quick run fits into five minutes on two cores."""
+    """How much is done: a quick run takes some five minutes on two cores."""
 
     jobs: int
     seconds: float

@@ -158,7 +158,7 @@ class NewJob(Generic[T_co]):
     max_retry_count: int | None = None
     unique_key: str | None = None
     encode: Callable[[Any], Any] | None = field(default=None, kw_only=True, repr=False, compare=False)
-    """Makes JSON of `data` where that is a typed value; the job of a handler has its own. Called once, here."""
+    """Makes JSON of `data` where that is a typed value; the job of a handler has its own. Called for each copy anew."""
     payload: Any = field(init=False, repr=False)
     """`data` as JSON."""
     payload_text: str = field(init=False, repr=False, compare=False)

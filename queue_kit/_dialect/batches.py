@@ -2,7 +2,7 @@
 with the size of the batch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sqlalchemy import JSON, ColumnElement, Float, Integer, column, literal_column, select
@@ -67,18 +67,21 @@ def _(element: json_field, compiler: SQLCompiler, **kw: Any) -> str:
 
 def json_batch(parameter: ColumnElement[str], **fields: TypeEngine[Any]) -> CTE:
     """A JSON array of objects as a table with these columns."""
-    return _table(parameter, {name: name for name in fields}, fields)
+    return _table(parameter, fields, fields)
 
 
 def json_rows(parameter: ColumnElement[str], **fields: TypeEngine[Any]) -> CTE:
     """A JSON array of arrays as a table with these columns, in this order. PostgreSQL reads it in half the time that
     objects of two fields take it (0.5 us a row less)."""
-    return _table(parameter, {name: position for position, name in enumerate(fields)}, fields)
+    return _table(parameter, range(len(fields)), fields)
 
 
-def _table(parameter: ColumnElement[str], keys: Mapping[str, str | int], fields: Mapping[str, TypeEngine[Any]]) -> CTE:
+def _table(parameter: ColumnElement[str], keys: Iterable[str | int], fields: Mapping[str, TypeEngine[Any]]) -> CTE:
     element = json_elements(parameter).table_valued(column("value", JSON_TYPE), name="element")
-    columns = [json_field(element.c.value, keys[name], type_).label(name) for name, type_ in fields.items()]
+    columns = [
+        json_field(element.c.value, key, type_).label(name)
+        for key, (name, type_) in zip(keys, fields.items(), strict=True)
+    ]
     return select(*columns).select_from(element).cte("batch")
 
 

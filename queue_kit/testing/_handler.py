@@ -49,8 +49,7 @@ async def run_handler(
         raise TypeError(f"session is the AsyncSession that the handler gets, not an {type(session).__name__}")
     known = handler if isinstance(handler, Handler) else Handler(handler)
     name = known.name if isinstance(known, NamedHandler) else "queue_kit.testing"
-    value: Any = {} if data is None else data
-    new = NewJob(name, value, scheduled_at=scheduled_at, encode=known.payload.encode)
+    new = NewJob(name, data, scheduled_at=scheduled_at, encode=known.payload.encode)
     stored = json.loads(json.dumps(new.payload))
     known.payload.decode(stored)
     now = datetime.now(UTC)
