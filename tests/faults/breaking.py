@@ -16,9 +16,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import Connection, make_url, text
 from sqlalchemy import event as sqlalchemy_event
-from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from queue_kit import CronJob, Handlers, QueueWorker, in_process, register_cron_jobs, sqlite_engine
 from tests.faults.computing import compute
@@ -27,7 +28,6 @@ from tests.support import ADD_EFFECT
 GIB = 2**30
 
 jobs = Handlers()
-wrote = False
 
 
 def say(*words: object) -> None:
@@ -46,11 +46,10 @@ def clock_offset() -> float:
 @jobs.handler("write")
 async def write(event: Any, session: Any, job: Any) -> None:
     """One effect outside of the database, and one in its transaction."""
-    global wrote
     with Path(job.data["ledger"]).open("a") as ledger:
         ledger.write(f"{job.id}\n")
     await session.execute(ADD_EFFECT, {"job_id": job.id})
-    wrote = True
+    (await session.connection()).info["wrote"] = True
 
 
 @jobs.handler("nothing")
@@ -145,17 +144,16 @@ class Hook:
 
 
 def die_at_commit(engine: AsyncEngine, moment: str) -> None:
-    """The handler's session is the only one of this engine that has written when it commits."""
-    committed = False
+    """Of the connection that a handler has written on: others commit and come back in the midst of its commit."""
 
-    def commits(*_: object) -> None:
-        nonlocal committed
-        if wrote and moment == "before its commit":
-            die()
-        committed = wrote
+    def commits(connection: Connection) -> None:
+        if "wrote" in connection.info:
+            if moment == "before its commit":
+                die()
+            connection.info["commits"] = True
 
-    def comes_back(*_: object) -> None:
-        if committed and moment == "after its commit":
+    def comes_back(_: object, record: ConnectionPoolEntry) -> None:
+        if "commits" in record.info:
             die()
 
     sqlalchemy_event.listen(engine.sync_engine, "commit", commits)
