@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from benchmarks import charts, machine, peers, report, server, targets
-from benchmarks.plan import CEILINGS, FULL, OURS, PEERS, QUICK, Run, chosen, plan
+from benchmarks.plan import CEILING, FULL, OURS, PEERS, QUICK, Run, chosen, plan
 from benchmarks.rounds import measure
 from benchmarks.targets import TARGETS, Judged, Result
 
@@ -31,7 +31,7 @@ def _listed(_context: click.Context, option: click.Parameter, text: str | None) 
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--quick", is_flag=True, help="Less of everything, in some five minutes on two cores.")
+@click.option("--quick", is_flag=True, help="Less of everything, in under five minutes on two cores.")
 @click.option(
     "--rounds",
     type=click.IntRange(min=1),
@@ -75,7 +75,7 @@ def main(
     """
     asked = only or TARGETS
     absent = {name: why for name in PEERS if (why := _absent(name, wanted, no_peers=no_peers))}
-    queues = {OURS, *CEILINGS, *PEERS} - set(absent)
+    queues = {OURS, CEILING, *PEERS} - set(absent)
     for name, why in absent.items():
         click.echo(f"without {name}: {why}", err=True)
     scale = QUICK if quick else FULL

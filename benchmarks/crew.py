@@ -7,6 +7,7 @@ shared memory, which costs neither side a question.
 import asyncio
 import multiprocessing
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,6 +15,7 @@ from benchmarks import machine, peers
 from benchmarks.peers import Options
 
 CONTEXT = multiprocessing.get_context("spawn")
+START_SECONDS = 20.0
 FIRST_JOB_SECONDS = 40.0
 
 
@@ -37,13 +39,14 @@ class Tally:
 
 
 class Crew:
-    """`count` workers of a queue, from the entry to the exit of this context."""
+    """`count` workers of a queue, from the entry to the exit of this context. They import what they need, and wait to
+    be set to work."""
 
     def __init__(
         self, name: str, url: str, options: Options, *, jobs: int, count: int = 1, timed: bool = False
     ) -> None:
         self.tallies = [Tally(jobs, timed=timed) for _ in range(count)]
-        self._together = CONTEXT.Barrier(count)
+        self._together = CONTEXT.Barrier(count + 1)
         self.processes = [
             CONTEXT.Process(target=_work, args=(name, url, options, tally, self._together)) for tally in self.tallies
         ]
@@ -56,6 +59,10 @@ class Crew:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Kill them, at the latest at the exit."""
         for process in self.processes:
             process.kill()
         for process in self.processes:
@@ -85,10 +92,25 @@ class Crew:
         sizes = [machine.memory_mb(process.pid, peak=peak) for process in self.processes if process.pid]
         return max((size for size in sizes if size is not None), default=None)
 
+    async def begin(self) -> None:
+        """Set all to work at once."""
+        if not await self._until(lambda: self._together.n_waiting == len(self.processes), seconds=START_SECONDS):
+            raise RuntimeError(f"not all workers were there within {START_SECONDS:.0f} s")
+        self._together.wait()
+
+    async def at_work(self) -> None:
+        """Set all to work, and wait for the first job."""
+        await self.begin()
+        if not await self.until(1, seconds=FIRST_JOB_SECONDS):
+            raise RuntimeError(f"no job was started within {FIRST_JOB_SECONDS:.0f} s")
+
     async def until(self, handled: int, *, seconds: float, step: float = 0.002) -> bool:
         """Wait until so many handlers have started; false when that takes longer."""
+        return await self._until(lambda: self.handled >= handled, seconds=seconds, step=step)
+
+    async def _until(self, condition: Callable[[], bool], *, seconds: float, step: float = 0.002) -> bool:
         deadline = time.monotonic() + seconds
-        while self.handled < handled:
+        while not condition():
             dead = [process.exitcode for process in self.processes if process.exitcode is not None]
             if dead:
                 raise RuntimeError(f"a worker ended by itself, with status {dead[0]}")
@@ -97,15 +119,10 @@ class Crew:
             await asyncio.sleep(step)
         return True
 
-    async def at_work(self) -> None:
-        """Wait for the first job."""
-        if not await self.until(1, seconds=FIRST_JOB_SECONDS):
-            raise RuntimeError(f"no job was started within {FIRST_JOB_SECONDS:.0f} s")
-
 
 def _work(name: str, url: str, options: Options, tally: Tally, together: Any) -> None:
     queue = peers.load(name, url, options)
-    together.wait()  # until all have imported what they need
+    together.wait()
     if queue.uvloop:
         import uvloop
 

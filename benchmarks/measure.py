@@ -133,30 +133,33 @@ async def expect_waiting(queue: Queue, jobs: int) -> None:
 
 
 async def drain(name: str, queue: Queue, options: Options, *, jobs: int, cap: float, workers: int = 1) -> Figures:
-    """Run what was filled in; after `cap` seconds the workers are stopped, and the rate is that of what they did."""
+    """Add jobs while the workers start, and run them. After `cap` seconds the workers are stopped, and the rate is that
+    of what they did."""
+    with Crew(name, queue.url, options, jobs=jobs, count=workers) as crew:
+        await fill(queue, range(jobs))
+        return await writing(queue, lambda meter: _drained(crew, queue, options, jobs, cap, meter))
 
-    async def work(meter: Meter | None) -> Figures:
-        kept = await queue.completed()
-        with Crew(name, queue.url, options, jobs=jobs, count=workers) as crew:
-            costs = Costs(crew.cpu, meter)
-            await crew.at_work()
-            await costs.begin()
-            finished = await crew.until(jobs, seconds=cap) and await emptied(queue, cap)
-            seconds = time.monotonic() - crew.started
-            await costs.end()
-            memory, runs = crew.memory(), crew.runs
-            done = jobs if finished else jobs - await queue.remaining()
-        check_runs(runs, finished=finished)
-        if not done:
-            raise WrongRun("no job was completed")
-        if finished and kept is not None:
-            kept, expected = await queue.completed() or 0, kept + jobs if options.get("keep") else kept
-            if kept != expected:
-                raise WrongRun(f"{kept} completed rows are kept, not {expected}")
-        figures = {"rate": done / seconds, "jobs": done, "seconds": seconds, "cut": not finished, "memory_mb": memory}
-        return figures | costs.per_job(done)
 
-    return await writing(queue, work)
+async def _drained(crew: Crew, queue: Queue, options: Options, jobs: int, cap: float, meter: Meter | None) -> Figures:
+    kept = await queue.completed()
+    costs = Costs(crew.cpu, meter)
+    await crew.at_work()
+    await costs.begin()
+    finished = await crew.until(jobs, seconds=cap) and await emptied(queue, cap)
+    seconds = time.monotonic() - crew.started
+    await costs.end()
+    memory, runs = crew.memory(), crew.runs
+    done = jobs if finished else jobs - await queue.remaining()
+    crew.stop()
+    check_runs(runs, finished=finished)
+    if not done:
+        raise WrongRun("no job was completed")
+    if finished and kept is not None:
+        kept, expected = await queue.completed() or 0, kept + jobs if options.get("keep") else kept
+        if kept != expected:
+            raise WrongRun(f"{kept} completed rows are kept, not {expected}")
+    figures = {"rate": done / seconds, "jobs": done, "seconds": seconds, "cut": not finished, "memory_mb": memory}
+    return figures | costs.per_job(done)
 
 
 async def emptied(queue: Queue, seconds: float) -> bool:

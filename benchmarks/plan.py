@@ -9,7 +9,8 @@ from typing import Any
 
 OURS = "queue_kit"
 UVLOOP = "queue_kit, uvloop"
-CEILINGS = ("raw", "raw_row")
+BESIDE_INSERT = "queue_kit, beside an INSERT"
+CEILING = "raw"
 PEERS = ("pgqueuer", "procrastinate", "saq", "chancy", "huey", "arq")
 SLOWER = ("procrastinate", "saq", "chancy", "arq")
 
@@ -44,7 +45,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is done: a quick run takes some five minutes on two cores."""
+    """How much is done: a quick run takes under five minutes on two cores."""
 
     jobs: int
     seconds: float
@@ -54,7 +55,7 @@ class Scale:
     singles: int
     pickups: int
     load: int
-    idle: float
+    idle: int
     memory: int
     sizes: tuple[int, ...]
     sqlite: int
@@ -63,10 +64,10 @@ class Scale:
 
 
 QUICK = Scale(
-    20_000, 5, 200_000, 40_000, 600, 50, 40_000, 10, 100_000, (1_000, 10_000, 100_000), 10_000, everything=False
+    20_000, 5, 200_000, 40_000, 600, 50, 40_000, 15, 100_000, (1_000, 10_000, 100_000), 10_000, everything=False
 )
 FULL = Scale(
-    20_000, 15, 1_000_000, 100_000, 2000, 400, 100_000, 20, 1_000_000, (1_000, 10_000, 100_000, 1_000_000), 20_000,
+    20_000, 15, 1_000_000, 100_000, 2000, 400, 100_000, 30, 1_000_000, (1_000, 10_000, 100_000, 1_000_000), 20_000,
     everything=True,
 )  # fmt: skip
 HUGE = 10_000_000
@@ -99,10 +100,10 @@ def chosen(
 
 def _drains(scale: Scale) -> Iterator[Run]:
     sizes = {"jobs": scale.jobs, "cap": scale.seconds}
-    for queue in (OURS, "pgqueuer", "raw"):
-        yield Run("T1", "throughput", queue, sizes, close=queue != "raw")
+    for queue in (OURS, "pgqueuer", CEILING):
+        yield Run("T1", "throughput", queue, sizes, close=queue != CEILING)
     if find_spec("uvloop"):
-        yield Run("T1", "throughput", OURS, sizes, {"uvloop": True}, UVLOOP)
+        yield Run("T1", "throughput", OURS, sizes, {"uvloop": True}, UVLOOP, close=True)
     # They would take most of the time, and a shorter queue does not make them slower.
     fewer = sizes if scale.everything else sizes | {"jobs": min(scale.jobs, 3000)}
     for queue in SLOWER:
@@ -116,11 +117,13 @@ def _drains(scale: Scale) -> Iterator[Run]:
 
 
 def _adds(scale: Scale) -> Iterator[Run]:
-    for queue in (OURS, "raw", *_peers(scale)):
+    for queue in (OURS, CEILING, *_peers(scale)):
         slow = queue in ("saq", "chancy", "arq")
         yield Run("T5", "add_many", queue, {"jobs": 5000 if slow else scale.bulk})
-    for queue in (OURS, *CEILINGS, *_peers(scale)):
-        yield Run("T6", "add_one", queue, {"jobs": scale.singles}, close=queue in (OURS, "raw_row"))
+    for queue in (OURS, CEILING, *_peers(scale)):
+        yield Run("T6", "add_one", queue, {"jobs": scale.singles})
+    turns = {"jobs": 50, "turns": scale.singles // 50}
+    yield Run("T6", "add_or_insert", OURS, turns, alias=BESIDE_INSERT)
 
 
 def _pickups(scale: Scale) -> Iterator[Run]:
@@ -128,7 +131,7 @@ def _pickups(scale: Scale) -> Iterator[Run]:
     yield Run("T7", "pickup", OURS, sizes, defaults, heavy=True)
     if scale.everything:
         yield Run("T7", "pickup", OURS, sizes, defaults | {"prefetch": 0}, "queue_kit, prefetch=0")
-    yield Run("T7", "pickup", "raw", sizes, {"wakes": True}, heavy=True)
+    yield Run("T7", "pickup", CEILING, sizes, {"wakes": True}, heavy=True)
     for queue in _peers(scale):
         yield Run("T7", "pickup", queue, sizes, heavy=True)
     load = {"backlog": scale.load, "jobs": scale.pickups}
@@ -145,7 +148,7 @@ def _scales(scale: Scale) -> Iterator[Run]:
     yield Run("T8", "backlog", OURS, rows, heavy=True, note=note)
     yield Run("T9", "foreign", OURS, rows, heavy=True, note=f"{scale.rows:,} due rows")
     for queue in (OURS, "pgqueuer") if scale.everything else (OURS,):
-        yield Run("T10", "held_snapshot", queue, sizes | {"rounds": 5})
+        yield Run("T10", "held_snapshot", queue, sizes | {"rounds": 7})
 
 
 def _rest(scale: Scale) -> Iterator[Run]:
@@ -154,7 +157,7 @@ def _rest(scale: Scale) -> Iterator[Run]:
     if scale.everything:
         note = "the worker is idle"
         yield Run("T11", "wakeups", OURS, turns, {"runs": "other"}, "queue_kit, idle", note=note)
-    yield Run("T12", "idle", OURS, {"seconds": scale.idle}, heavy=True)
+    yield Run("T12", "idle", OURS, {"seconds": 5, "turns": scale.idle // 5}, heavy=True)
     yield Run(
         "T13",
         "memory",
@@ -168,8 +171,8 @@ def _rest(scale: Scale) -> Iterator[Run]:
     yield Run("T14", "throughput", "huey", drain, sqlite=True, heavy=True)
     yield Run("T14", "add_one", OURS, singles, alias="queue_kit, add_job", sqlite=True)
     yield Run("T14", "add_one", "huey", singles, alias="huey, add", sqlite=True, heavy=True)
-    sizes = {"jobs": scale.jobs // 5, "cap": scale.seconds * 2}
-    yield Run("T15", "session_writes", OURS, sizes, {"pullers": 10, "pool": 12, "writes": True})
+    sizes = {"jobs": scale.jobs // 8, "cap": scale.seconds * 2}
+    yield Run("T15", "session_writes", OURS, sizes, {"pullers": 10, "pool": 12, "writes": True}, close=True)
 
 
 def _growth(scale: Scale, *, huge: bool) -> Iterator[Run]:

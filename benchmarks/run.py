@@ -1,31 +1,30 @@
-"""One run in this process: `python -m benchmarks.run`, with JSON on stdin, and the figures as JSON on stdout.
-
-It is given the `workload` and its `sizes`, the `queue` and its `options`, and the `url` of an empty database.
-"""
+"""One run, in a process of its own."""
 
 import asyncio
-import json
-import sys
+import os
+from multiprocessing.connection import Connection
+from typing import Any
 
 from benchmarks import workloads
-from benchmarks.measure import WrongRun
-
-WRONG = 3
-"""The status of a run that was wrong."""
+from benchmarks.measure import Figures, WrongRun
+from benchmarks.plan import Run
 
 
-def main(spec: str) -> int:
-    """Do the run; returns the status."""
-    run = json.loads(spec)
-    workload = getattr(workloads, run["workload"])
+def answer(run: Run, url: str, to: Connection) -> None:
+    """Do a run on the empty database `url`, and send its `result`; what queues say for themselves is not shown."""
+    os.setsid()  # so that its workers can be ended with it
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for output in (1, 2):
+        os.dup2(nowhere, output)
+    to.send(result(run, url))
+
+
+def result(run: Run, url: str) -> tuple[Figures, str]:
+    """The figures, or the error that makes the run count for nothing."""
+    workload: Any = getattr(workloads, run.workload)
     try:
-        figures = asyncio.run(workload(run["queue"], run["url"], run["options"], **run["sizes"]))
+        return asyncio.run(workload(run.queue, url, run.options, **run.sizes)), ""
     except WrongRun as wrong:
-        print(wrong, file=sys.stderr)
-        return WRONG
-    print(json.dumps(figures))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.stdin.read()))
+        return {}, f"wrong: {wrong}"
+    except Exception as error:  # noqa: BLE001 - the other runs go on
+        return {}, f"failed: {type(error).__name__}: {error}"

@@ -6,11 +6,13 @@ take most of the time; `INSERT INTO queue_kit_job` is a documented way to add a 
 
 import asyncio
 import itertools
+import json
 import math
 import random
 import statistics
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -43,6 +45,7 @@ from queue_kit._wakeup import JOB_CHANNEL
 
 CLEANUP = "queue_kit.queue.cleanup"
 _LEFT = "SELECT count(*) FROM (SELECT FROM queue_kit_job WHERE status = 2 AND name = 'finished' LIMIT 1) one"
+INSERT = "INSERT INTO queue_kit_job (name, priority, data) VALUES ($1, $2, $3) RETURNING id"
 PATIENCE = 20.0
 GAP = 0.05
 INSERTERS = 8
@@ -53,7 +56,6 @@ SETTLE = 11.0
 async def throughput(name: str, url: str, options: Options, *, jobs: int, cap: float, workers: int = 1) -> Figures:
     """Drain waiting no-op jobs."""
     queue = await _installed(name, url, options)
-    await fill(queue, range(jobs))
     return await drain(name, queue, options, jobs=jobs, cap=cap, workers=workers)
 
 
@@ -62,7 +64,6 @@ async def backlog(name: str, url: str, options: Options, *, jobs: int, cap: floa
     queue = await _installed(name, url, options)
     later = _rows(rows, scheduled_at="now() + interval '1 day' + number * interval '1 second'", priority="0")
     await execute(url, later, _rows(rows, name="'finished'", status="2"), "VACUUM ANALYZE")
-    await fill(queue, range(jobs))
     return await drain(name, queue, options, jobs=jobs, cap=cap)
 
 
@@ -70,12 +71,12 @@ async def foreign(name: str, url: str, options: Options, *, jobs: int, cap: floa
     """Drain behind `rows` due jobs of ten names that this worker does not run, at a better priority."""
     queue = await _installed(name, url, options)
     await execute(url, _rows(rows, name="'other-' || number % 10", priority="0"), "VACUUM ANALYZE")
-    await fill(queue, range(jobs))
     return await drain(name, queue, options, jobs=jobs, cap=cap)
 
 
 async def held_snapshot(name: str, url: str, options: Options, *, jobs: int, cap: float, rounds: int) -> Figures:
-    """Fill and drain, over and over, while another session holds a snapshot, so that nothing dead can be removed."""
+    """Fill and drain, over and over, while another session holds a snapshot, so that nothing dead can be removed. The
+    rate is that of the fifth round and those behind it."""
     queue = await _installed(name, url, options)
     figures: Figures = {}
     rates = []
@@ -83,12 +84,11 @@ async def held_snapshot(name: str, url: str, options: Options, *, jobs: int, cap
         await holder.execute(f"SET application_name = '{BYSTANDER}'")
         await holder.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM pg_class")
         for _ in range(rounds):
-            await fill(queue, range(jobs))
             figures = await drain(name, queue, options, jobs=jobs, cap=cap)
             rates.append(figures["rate"])
             if figures["cut"]:
                 break
-    return figures | {"rounds": rates}
+    return figures | {"rate": statistics.median(rates[4:] or rates[-1:]), "rounds": rates}
 
 
 async def add_many(name: str, url: str, options: Options, *, jobs: int) -> Figures:
@@ -106,6 +106,30 @@ async def add_one(name: str, url: str, options: Options, *, jobs: int) -> Figure
             await queue.add(number)
 
     return await _added(queue, jobs, add)
+
+
+async def add_or_insert(name: str, url: str, options: Options, *, jobs: int, turns: int) -> Figures:
+    """Add jobs one by one, `jobs` in a turn, and have the driver alone insert the same rows into the same table."""
+    queue = await _installed(name, url, options)
+    await queue.open()
+    async with connected(url) as connection:
+
+        async def insert_row(number: int) -> None:
+            await connection.fetchval(INSERT, NAME, 5, json.dumps({"i": number}))
+
+        async def turn(add: Callable[[int], Awaitable[None]]) -> float:
+            began = time.perf_counter()
+            for number in range(jobs):
+                await add(number)
+            return jobs / (time.perf_counter() - began)
+
+        for each in (queue.add, insert_row):
+            await each(0)  # prepares what is prepared once
+        added, inserted = await _in_turns(partial(turn, queue.add), partial(turn, insert_row), turns)
+    await queue.close()
+    await expect_waiting(queue, 2 * (1 + turns * jobs))
+    await queue.look_away()
+    return _compared(added, inserted, "bare_rate")
 
 
 async def pickup(name: str, url: str, options: Options, *, jobs: int) -> Figures:
@@ -130,8 +154,8 @@ async def pickup_under_load(name: str, url: str, options: Options, *, backlog: i
     """Add jobs of the best priority while a backlog of a worse one is run."""
     queue = await _installed(name, url, options)
     assert isinstance(queue, QueueKit)
-    await fill(queue, range(backlog))
     with Crew(name, url, options, jobs=backlog + jobs, timed=True) as crew:
+        await fill(queue, range(backlog))
         await queue.open()
         await crew.at_work()
         waits: dict[int, tuple[float, float]] = {}
@@ -160,33 +184,34 @@ async def wakeups(name: str, url: str, options: Options, *, seconds: float, turn
     queue = await _installed(name, url, options)
     busy = "runs" not in options
     triggers = await _notifying(url)
-    rates: dict[str, list[float]] = {"on": [], "off": []}
     with Crew(name, url, options, jobs=1) as crew:
         inserters = [await asyncpg.connect(url) for _ in range(INSERTERS)]
         inserted = await _insert(inserters, 0.1)
-        if busy:
-            await crew.at_work()
-        for turn in itertools.islice(itertools.cycle(("on", "off", "off", "on")), 2 * turns):
-            action = "ENABLE" if turn == "on" else "DISABLE"
+        await (crew.at_work() if busy else crew.begin())
+
+        async def turn(action: str) -> float:
+            nonlocal inserted
             await execute(url, *(f"ALTER TABLE queue_kit_job {action} TRIGGER {trigger}" for trigger in triggers))
             await (_wake(url) if busy else _sleeping(url))
             added = await _insert(inserters, seconds)
-            rates[turn].append(added / seconds)
             inserted += added
             if busy:
                 await _empty(queue)
             else:
                 await execute(url, "DELETE FROM queue_kit_job", "VACUUM queue_kit_job")
+            return added / seconds
+
+        on, off = await _in_turns(partial(turn, "ENABLE"), partial(turn, "DISABLE"), turns)
         if crew.handled != (inserted if busy else 0):
             raise WrongRun(f"{crew.handled} of {inserted} jobs were run")
         for connection in inserters:
             await connection.close()
-    on, off = (statistics.median(rates[turn]) for turn in ("on", "off"))
-    return {"rate": on, "rate_off": off, "ratio": on / off, "turns": rates, "triggers": triggers}
+    return _compared(on, off, "rate_off")
 
 
-async def idle(name: str, url: str, options: Options, *, seconds: float) -> Figures:
-    """Watch a worker that has nothing to do."""
+async def idle(name: str, url: str, options: Options, *, seconds: float, turns: int) -> Figures:
+    """Watch a worker that has nothing to do. Autovacuum comes by once in a minute, in which its transactions count too:
+    the statements are those of the median turn."""
     queue = await _installed(name, url, options)
     with Crew(name, url, options, jobs=1) as crew:
         await queue.open()
@@ -196,23 +221,25 @@ async def idle(name: str, url: str, options: Options, *, seconds: float) -> Figu
         await asyncio.sleep(SETTLE)
         async with metered(url) as meter:
             costs = Costs(crew.cpu, meter)
-            statements = await meter.statements()
+            seen = [await meter.statements()]
             await costs.begin()
-            await asyncio.sleep(seconds)
+            for _ in range(turns):
+                await asyncio.sleep(seconds)
+                seen.append(await meter.statements())
             await costs.end()
-            statements = await meter.statements() - statements
         check_runs(crew.runs, finished=True)
     percent = {"core_percent": costs.own, "server_core_percent": costs.server}
-    return {"statements": statements / seconds} | {
-        key: None if used is None else used / seconds * 100 for key, used in percent.items()
+    statements = [(after - before) / seconds for before, after in itertools.pairwise(seen)]
+    return {"statements": statistics.median(statements), "turns": statements} | {
+        key: None if used is None else used / (turns * seconds) * 100 for key, used in percent.items()
     }
 
 
 async def memory(name: str, url: str, options: Options, *, jobs: int, cap: float) -> Figures:
     """Run many jobs in one worker, and look how much memory it holds after a fifth of them and at the end."""
     queue = await _installed(name, url, options)
-    await fill(queue, range(jobs))
     with Crew(name, url, options, jobs=jobs) as crew:
+        await fill(queue, range(jobs))
         await crew.at_work()
         await crew.until(jobs // 5, seconds=cap / 2)
         early = crew.memory(peak=False)
@@ -265,7 +292,6 @@ async def session_writes(name: str, url: str, options: Options, *, jobs: int, ca
     queue = await _installed(name, url, options)
     assert isinstance(queue, QueueKit)
     await execute(url, str(CreateTable(EFFECTS)))
-    await fill(queue, range(jobs))
     bare = [await _bare_loop(queue.engine(), queue.pullers, jobs // 2)]
     await execute(url, f"TRUNCATE {EFFECTS.name}")
     figures = await drain(name, queue, options, jobs=jobs, cap=cap)
@@ -412,3 +438,18 @@ async def _bare_loop(engine: AsyncEngine, concurrency: int, count: int) -> float
     seconds = time.perf_counter() - began
     await engine.dispose()
     return count / seconds
+
+
+async def _in_turns(
+    one: Callable[[], Awaitable[float]], other: Callable[[], Awaitable[float]], turns: int
+) -> tuple[list[float], list[float]]:
+    """Do two things in turn, each so many times and as often before the other as behind it; what they returned."""
+    found: tuple[list[float], list[float]] = [], []
+    for which in itertools.islice(itertools.cycle((0, 1, 1, 0)), 2 * turns):
+        found[which].append(await (one, other)[which]())
+    return found
+
+
+def _compared(rates: list[float], others: list[float], name: str) -> Figures:
+    rate, other = statistics.median(rates), statistics.median(others)
+    return {"rate": rate, name: other, "ratio": rate / other, "turns": rates, "other_turns": others}

@@ -1,6 +1,5 @@
 """The pure half of the benchmarks: how rounds become a verdict, and what is drawn of them."""
 
-import json
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -10,7 +9,7 @@ pytest.importorskip("benchmarks", reason="they are not part of the package, only
 
 from benchmarks import chart, machine, report, run, server, workloads
 from benchmarks.measure import WrongRun, check_runs
-from benchmarks.plan import CEILINGS, FULL, OURS, PEERS, QUICK, Run, chosen, plan
+from benchmarks.plan import CEILING, FULL, OURS, PEERS, QUICK, Run, chosen, plan
 from benchmarks.targets import (
     CHECKS,
     TARGETS,
@@ -62,6 +61,11 @@ def test_ratios_are_those_of_the_same_round():
     assert judged == Judged(FASTER, Spread(2, 3, 4), Verdict.passed)
 
 
+def test_a_run_done_less_often_is_compared_with_the_same_rounds():
+    judged = judge(FASTER, [*rounds("T1", OURS, 20, 40), *rounds("T1", "peer", 10, 10, 40, 40)])
+    assert judged.spread == Spread(2, 3, 4)
+
+
 def test_a_run_done_once_is_compared_with_the_median_of_its_reference():
     judged = judge(FASTER, [*rounds("T1", OURS, 90), *rounds("T1", "peer", 10, 30, 40)])
     assert judged.spread == Spread(3, 3, 3)
@@ -103,16 +107,16 @@ def test_a_job_that_ran_twice_or_never_makes_a_run_wrong(runs, finished, why):
         check_runs(runs, finished=finished)
 
 
-def test_a_wrong_run_ends_with_a_status_and_no_figures(monkeypatch, capsys):
-    async def twice(name, url, options):
-        check_runs([2], finished=True)
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(WrongRun("1 jobs ran 2 times"), "wrong: 1 jobs ran 2 times"), (OSError("no route"), "failed: OSError: no route")],
+)
+def test_a_wrong_run_has_an_error_and_no_figures(error, said, monkeypatch):
+    async def drained(name, url, options):
+        raise error
 
-    monkeypatch.setattr(workloads, "throughput", twice)
-    assert (
-        run.main(json.dumps({"workload": "throughput", "queue": "", "url": "", "options": {}, "sizes": {}}))
-        == run.WRONG
-    )
-    assert capsys.readouterr() == ("", "1 jobs ran 2 times\n")
+    monkeypatch.setattr(workloads, "throughput", drained)
+    assert run.result(Run("T1", "throughput", OURS, {}), "") == ({}, said)
 
 
 def test_a_run_that_was_cut_may_leave_jobs():
@@ -138,12 +142,12 @@ def test_heavy_runs_are_done_once_when_it_must_be_quick_and_close_ones_in_twice_
 
 def test_a_target_brings_the_runs_that_it_is_compared_with():
     assert references(["T3"]) == {"T1"}
-    runs = chosen(plan(QUICK), ["T3"], {OURS, *CEILINGS, *PEERS}, references(["T3"]))
+    runs = chosen(plan(QUICK), ["T3"], {OURS, CEILING, *PEERS}, references(["T3"]))
     assert [(run.target, run.label) for run in runs] == [("T1", OURS), ("T3", OURS)]
 
 
 def test_a_queue_that_is_left_out_has_no_runs():
-    assert {run.queue for run in chosen(plan(QUICK), TARGETS, {OURS, *CEILINGS}, [])} == {OURS, *CEILINGS}
+    assert {run.queue for run in chosen(plan(QUICK), TARGETS, {OURS, CEILING}, [])} == {OURS, CEILING}
 
 
 def test_the_table_says_what_must_hold_and_how_it_went():
@@ -177,7 +181,7 @@ def test_a_chart_is_a_picture_with_a_title_for_light_and_for_dark(drawing):
 
 def test_the_peers_have_a_file_each():
     folder = Path(chart.__file__).parent / "peers"
-    assert {path.stem for path in folder.glob("*.py")} == {"__init__", OURS, *CEILINGS, *PEERS}
+    assert {path.stem for path in folder.glob("*.py")} == {"__init__", OURS, CEILING, *PEERS}
 
 
 @pytest.mark.skipif(not machine.PROC.exists(), reason="only Linux tells")
