@@ -79,7 +79,9 @@ async def _in_a_process(run: Run, url: str) -> tuple[Figures, str]:
     sender.close()
     try:
         async with asyncio.timeout(RUN_SECONDS):
-            return await asyncio.to_thread(result.recv)
+            answered: tuple[Figures, str] = await asyncio.to_thread(result.recv)
+            await asyncio.to_thread(process.join)  # it takes along what it shared with its workers
+            return answered
     except TimeoutError:
         return {}, f"failed: not done within {RUN_SECONDS} s"
     except EOFError:
