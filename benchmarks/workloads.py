@@ -184,6 +184,8 @@ async def wakeups(name: str, url: str, options: Options, *, seconds: float, turn
     queue = await _installed(name, url, options)
     busy = "runs" not in options
     triggers = await _notifying(url)
+    if not triggers:
+        raise WrongRun("no trigger of the table notifies, so there is nothing to be compared")
     with Crew(name, url, options, jobs=1) as crew:
         inserters = [await asyncpg.connect(url) for _ in range(INSERTERS)]
         inserted = await _insert(inserters, 0.1)
