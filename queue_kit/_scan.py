@@ -20,6 +20,10 @@ RESCAN_EVERY = 0.25
 SHARE = 20
 """A claim from the head is not repeated before this many times what it takes, so that it takes 5 % of the time."""
 
+RESCAN_WITHIN = 5.0
+"""Seconds after which the head is looked at again in any case: a lapsed lease must not wait for longer, and what seemed
+to take the time may have been a handler that lets nobody else run."""
+
 CHEAP = 0.005
 """Seconds that a claim from the head may take to be repeated at once when there is little to do."""
 
@@ -59,5 +63,5 @@ class Scan:
         if begun is None:
             self._costs.append(seconds)
             cost = min(self._costs)
-            pause = SHARE * cost if cost > CHEAP else 0.0
+            pause = min(SHARE * cost, RESCAN_WITHIN) if cost > CHEAP else 0.0
             self._rescan_at = time.monotonic() + max(pause, RESCAN_EVERY if more else 0.0)

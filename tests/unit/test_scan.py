@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from queue_kit._scan import CHEAP, RESCAN_EVERY, SAMPLES, SHARE, Scan
+from queue_kit._scan import CHEAP, RESCAN_EVERY, RESCAN_WITHIN, SAMPLES, SHARE, Scan
 from queue_kit.job import MAX_PRIORITY, Claimed
 from tests.unit.jobs import claimed
 
@@ -79,13 +79,21 @@ def test_the_quickest_of_several_looks_at_the_head_says_what_it_costs(scan):
         scan.rewind()
         ended(scan, 1, more=False, seconds=seconds)
     assert scan.rescan_in() == pytest.approx(SHARE * 0.02)
-    for seconds in (1.0, 1.0):
+    for seconds in (0.2, 0.2):
         scan.rewind()
         ended(scan, 1, more=False, seconds=seconds)
     assert scan.rescan_in() == pytest.approx(SHARE * 0.02)
     scan.rewind()
-    ended(scan, 1, more=False, seconds=1.0)  # the quick one is forgotten
-    assert scan.rescan_in() == pytest.approx(SHARE * 1.0)
+    ended(scan, 1, more=False, seconds=0.2)  # the quick one is forgotten
+    assert scan.rescan_in() == pytest.approx(SHARE * 0.2)
+
+
+@pytest.mark.parametrize("more", [True, False])
+def test_the_head_is_looked_at_within_seconds_whatever_it_seems_to_cost(frozen, scan, more):
+    ended_costly(scan, 1, more=more, seconds=12.0)  # as when handlers let nobody else run
+    assert scan.begin() is not None
+    frozen.forward(RESCAN_WITHIN)
+    assert scan.begin() is None
 
 
 def test_one_look_at_the_head_that_was_slow_says_nothing(scan):
