@@ -146,14 +146,16 @@ class Intake:
                 suspects_from=suspects_from,
                 suspects_below=suspects_below,
             )
-            self._leases.take(jobs, asked_at=asked_at)
+            refused = self._leases.take(jobs, asked_at=asked_at)
+            for job in refused:
+                self._spine.give_back(job)
             # The next payload may have been the one that was too long to be taken as well. A puller that waits gets a
             # job of any length, so nothing for it is nothing at all; if none waited at first, one may by now.
             cut = ahead and sum(job.size for job in jobs) > bytes_ahead - MAX_PAYLOAD_BYTES
             more = len(jobs) == wanted + ahead or bool(cut and (jobs or not wanted))
             self._scan.ended(after, jobs, more=more, seconds=time.monotonic() - asked_at - self._store.round_trip)
             self._head_left_out = after is not None
-            return Haul(jobs, more)
+            return Haul([job for job in jobs if job not in refused] if refused else jobs, more)
 
         return await self._spine.insist(claim)
 

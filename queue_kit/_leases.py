@@ -19,8 +19,15 @@ class _Lease:
     expires: float
     run: Run | None = None
     told: JobAborted | None = None
+    ended: bool = False
+    """Whether its ending is on its way."""
     gone: bool = False
     """Whether the database has said that it is not ours any more."""
+
+    def lose(self) -> None:
+        """End the run, or the one to come, since the job was claimed again."""
+        self.gone = True
+        self.tell(LeaseLost(f"job {self.claimed.job.id} was claimed by another worker"))
 
     def tell(self, reason: JobAborted) -> None:
         """End the run, or the one to come."""
@@ -41,10 +48,22 @@ class Leases:
     def __len__(self) -> int:
         return len(self._held)
 
-    def take(self, jobs: Iterable[Claimed], *, asked_at: float) -> None:
-        """Note what a claim that was sent at `asked_at` returned."""
+    def take(self, jobs: Iterable[Claimed], *, asked_at: float) -> list[Claimed]:
+        """Note what a claim that was sent at `asked_at` returned; returns what of it is not taken.
+
+        While the claim was on its way, the lease of a job that waits or is run here may have lapsed, and whoever had
+        the job then may have given it back. Two claims of a job must not run beside each other, so the earlier one
+        ends first.
+        """
+        refused = []
         for claimed in jobs:
-            self._held[claimed.job.id] = _Lease(claimed, asked_at + self._store.lease)
+            earlier = self._held.get(claimed.job.id)
+            if earlier is None or earlier.ended:
+                self._held[claimed.job.id] = _Lease(claimed, asked_at + self._store.lease)
+            else:
+                earlier.lose()
+                refused.append(claimed)
+        return refused
 
     def attach(self, run: Run) -> None:
         """Note that a held job is being run. It hears what was told while it waited for a puller."""
@@ -54,10 +73,10 @@ class Leases:
             run.abort(lease.told)
 
     def detach(self, claimed: Claimed) -> None:
-        """Note that a held job is not run any more; its ending is on its way."""
-        lease = self._held.get(claimed.job.id)
-        if lease is not None and lease.claimed is claimed:
-            lease.run = None
+        """Note that a held job is not run any more, or never was; its ending is on its way."""
+        if self.holds(claimed):
+            lease = self._held[claimed.job.id]
+            lease.run, lease.ended = None, True
 
     def drop(self, claimed: Claimed) -> None:
         """Forget a job that is settled or lost."""
@@ -67,7 +86,7 @@ class Leases:
     def holds(self, claimed: Claimed) -> bool:
         """Whether a job is held by this very claim."""
         lease = self._held.get(claimed.job.id)
-        return lease is not None and lease.claimed.claim_no == claimed.claim_no
+        return lease is not None and lease.claimed is claimed  # not by claim_no: a standby may give one again
 
     def held(self) -> list[Claimed]:
         """All jobs held."""
@@ -99,8 +118,7 @@ class Leases:
                 if renewal.ours.get(job_id):
                     lease.tell(Cancelled("cancel_job was called"))
             else:
-                lease.gone = True
-                lease.tell(LeaseLost(f"job {job_id} was claimed by another worker"))
+                lease.lose()
 
     def renewal_pause(self) -> float:
         """Seconds until the next round."""

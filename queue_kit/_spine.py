@@ -94,7 +94,7 @@ class Spine:
         if outcome is None:
             run = Run(claimed, limits, self._deadlines)
             outcome, written = await self._run(run, handler)
-            self._leases.detach(claimed)
+        self._leases.detach(claimed)
         ended = time.monotonic()
         self._pace.ended(claimed.job.name, ended - began, ended)
         untold = outcome is SUCCESS and not _logger.isEnabledFor(logging.INFO) and not self._observers
@@ -250,6 +250,7 @@ class Spine:
 
     def give_back(self, claimed: Claimed) -> None:
         """Return a job that was not started; nothing is counted."""
+        self._leases.detach(claimed)
         self._endings.put(Ending(claimed, Outcome(Verdict.released)))
 
     async def flushed(self) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -246,11 +246,83 @@ async def test_a_job_whose_lease_lapsed_while_it_was_held_ahead_is_not_run_twice
             assert chosen not in hold.quick
             go_on.set()
             await until(lambda: any(record.job.id == chosen for record in hooks[1].settled))
-    assert [record.outcome.verdict for record in hooks[0].settled if record.job.id == chosen] == ["lost"]
-    assert [record.outcome.verdict for record in hooks[1].settled if record.job.id == chosen] == ["completed"]
+    assert verdicts_of(chosen, hooks[0]) == ["lost"]
+    assert verdicts_of(chosen, hooks[1]) == ["completed"]
     assert ran_elsewhere.count(chosen) == 1
     row = await row_of(engine, chosen)
     assert (row.state, row.retry_count) == (JobState.completed, 0)
+
+
+class Meanwhile:
+    """Lets a claim take so long that a lease lapses on its way: another worker has the job meanwhile and gives it back,
+    so the claim brings it once more. The job that the one puller runs meanwhile waits at the gate.
+    """
+
+    def __init__(self, engine: AsyncEngine, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._engine = engine
+        self.gate = gate
+        self._claim = Store.claim
+        self.lost = 0
+        """How many leases of the job have lapsed by then."""
+        self.of_one_that_runs = False
+        """Whether it is the job at the gate that comes again, or the last one that is held ahead."""
+        self.job_id = 0
+        """The job, once it has come again."""
+        self._over = False
+        monkeypatch.setattr(Store, "claim", lambda store, wanted, **options: self._slow(store, wanted, **options))
+        gate.open.set()
+
+    async def _slow(self, store: Store, wanted: int, *, held: Iterable[int], **options: Any) -> list[Claimed]:
+        held = [*held]
+        ahead = {*held} - {*self.gate.ran}
+        if self._over or len(ahead) < 3:
+            return await self._claim(store, wanted, held=held, **options)
+        self._over = True
+        self.gate.open.clear()
+        (at_the_gate,) = await until(lambda: self.gate.running)
+        job_id = at_the_gate if self.of_one_that_runs else max(ahead)
+        lapsed = await database_now(self._engine) - timedelta(seconds=60)
+        had = {"claim_no": JobRow.claim_no + 1, "retry_count": 1, "worker_id": None, "lease_until": lapsed}
+        await change(self._engine, job_id, **had, lost=self.lost)
+        as_if_sent_before_that = {"after": None, "running": ()}
+        found = await self._claim(store, 1, held=held, **options | as_if_sent_before_that)
+        if job_id in [claimed.job.id for claimed in found]:
+            self.job_id = job_id
+        return found
+
+
+@pytest.fixture
+def meanwhile(engine, monkeypatch) -> Meanwhile:
+    return Meanwhile(engine, Gate(), monkeypatch)
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+async def test_a_job_that_comes_again_while_it_is_held_ahead_is_run_once(engine, patient, meanwhile, lost, caplog):
+    gate, hook, meanwhile.lost = meanwhile.gate, Recorder(), lost
+    await add_jobs(engine, [NewJob("work")] * 200)
+    async with QueueWorker(engine, {"work": gate}, hooks=[hook]):
+        await until(lambda: meanwhile.job_id)
+        gate.open.set()
+        await until(lambda: hook.verdicts.count("completed") == 200)
+    assert gate.ran.count(meanwhile.job_id) == 1
+    assert verdicts_of(meanwhile.job_id, hook) == ["lost", "completed"]
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_a_job_that_comes_again_while_it_runs_is_aborted_and_then_run_again(engine, patient, meanwhile):
+    gate, hook, meanwhile.of_one_that_runs = meanwhile.gate, Recorder(), True
+    await add_jobs(engine, [NewJob("work")] * 200)
+    async with QueueWorker(engine, {"work": gate}, hooks=[hook]):
+        await until(lambda: "lost" in hook.verdicts)
+        assert meanwhile.job_id not in gate.running
+        gate.open.set()
+        await until(lambda: hook.verdicts.count("completed") == 200)
+    assert verdicts_of(meanwhile.job_id, hook) == ["lost", "completed"]
+
+
+def verdicts_of(job_id: int, hook: Recorder) -> list[str]:
+    """How the runs of a job ended."""
+    return [record.outcome.verdict for record in hook.settled if record.job.id == job_id]
 
 
 # --- how much ---------------------------------------------------------------------------------------------------------
