@@ -148,7 +148,10 @@ class Store:
         """
         if len({claimed.job.id for claimed, _ in endings}) < len(endings):
             # A job was lost, and claimed again since. Statements answer with ids, so each run has one of its own.
-            return [settlement for ending in endings for settlement in await self.settle([ending])]
+            return [settlement for ending in endings for settlement in await self._settle([ending])]
+        return await self._settle(endings)
+
+    async def _settle(self, endings: Sequence[tuple[Claimed, Outcome]]) -> list[Settlement]:
         kinds: defaultdict[Executable, list[tuple[Claimed, Outcome]]] = defaultdict(list)
         occurrences = []
         for ending in endings:

@@ -43,6 +43,9 @@ class Fate(Enum):
     never_answered = auto()
 
 
+LONGEST_WAY = 1.5
+"""Of the latency, what a message without trouble takes at most."""
+
 TROUBLE = tuple(fate for fate in Fate if fate is not Fate.well)
 
 
@@ -132,13 +135,16 @@ class Wire:
         self._weather = weather
         self._chance = chance
         self._note = note
-        self.sent: list[float] = []
-        """When each statement was sent."""
+        self._sent: list[tuple[float, str]] = []
 
     @property
     def most_in_a_second(self) -> int:
         """How many statements were sent in the busiest second."""
-        return max(Counter(map(int, self.sent)).values(), default=0)
+        return max(Counter(int(at) for at, _ in self._sent).values(), default=0)
+
+    def sent_since(self, when: float) -> int:
+        """How many statements were sent since then, but for those that write the history once a minute."""
+        return sum(at >= when and not word.endswith("history") for at, word in self._sent)
 
     def connect(self) -> "_Connection":
         return _Connection(self)
@@ -168,7 +174,7 @@ class Wire:
 
     async def send(self, word: str, apply: Callable[[], T], *, reads: bool = False) -> T:
         """Have `apply` called in the database, and wait for what it returns."""
-        self.sent.append(self._loop.time())
+        self._sent.append((self._loop.time(), word))
         fate = self._fate()
         self._note(self._process.name, "send", word, *([] if fate is Fate.well else [fate.name]))
         reply: asyncio.Future[T] = self._loop.create_future()
@@ -187,7 +193,7 @@ class Wire:
         return self._chance.choice(TROUBLE)
 
     def _travel(self, fate: Fate) -> float:
-        seconds = self._weather.latency * self._chance.uniform(0.5, 1.5)
+        seconds = self._weather.latency * self._chance.uniform(0.5, LONGEST_WAY)
         return seconds + (self._chance.uniform(0.1, 3.0) if fate is Fate.slow else 0.0)
 
     def _later(self, seconds: float, call: Callable[..., None], *args: Any) -> None:

@@ -29,13 +29,16 @@ from queue_kit.job import Claimed
 from tests.simulation.database import Database, Row
 from tests.simulation.handlers import HANDLERS, RunRecord, Stage
 from tests.simulation.loop import Process, VirtualLoop, outside, run, virtual_time
-from tests.simulation.network import Outage, SimulatedListener, State, Weather, Wire
+from tests.simulation.network import LONGEST_WAY, Outage, SimulatedListener, State, Weather, Wire
 from tests.simulation.plan import Blow, JobPlan, Plan, WorkerPlan, plan_for
 from tests.simulation.rules import MOMENT, Log, Rules
 from tests.simulation.store import ENGINE, SimulatedSessions, SimulatedStore
 
 RECOVERY = 3.0
 """Seconds in which everybody has found out that the database is there again."""
+
+SLOWEST_TRY = 5.0
+"""Seconds that a run and its retry pause take, all jobs behind one puller."""
 
 IDLE_SECONDS = 2.5
 
@@ -145,8 +148,9 @@ class World:
     async def _all_ended(self) -> bool:
         """Whether every job ended, and then every handler."""
         rows = self.database.rows
-        lease = self.plan.workers[0].lease
-        if not await self._until(lambda: all(row.ended for row in rows.values()), 60.0 + 20 * lease):
+        tries = sum(job.tries for job in self.plan.jobs)
+        in_time = 60.0 + 20 * self.plan.workers[0].lease + SLOWEST_TRY * tries
+        if not await self._until(lambda: all(row.ended for row in rows.values()), in_time):
             for row in rows.values():
                 if not row.ended:
                     self.rules.breach(f"job {row.id} {row.name} never ended: {row}")
@@ -164,10 +168,10 @@ class World:
                 self.rules.breach(f"{worker.process.name} sent {worker.wire.most_in_a_second} statements in a second")
         self.note("world", "all is quiet")
         await asyncio.sleep(RECOVERY if self.plan.fails or self.plan.outages or self.plan.refusals else 0.5)
-        before = [(len(worker.wire.sent), worker.process.turns) for worker in self.slots]
+        began, before = self.loop.time(), [worker.process.turns for worker in self.slots]
         await asyncio.sleep(IDLE_SECONDS)
-        for worker, (sent, turns) in zip(self.slots, before, strict=True):
-            sent, turns = len(worker.wire.sent) - sent, worker.process.turns - turns
+        for worker, turns_before in zip(self.slots, before, strict=True):
+            sent, turns = worker.wire.sent_since(began), worker.process.turns - turns_before
             rounds = IDLE_SECONDS / worker.plan.poll_interval + 3 * IDLE_SECONDS / worker.plan.lease + 2
             if sent > rounds + (6 if worker.plan.listens else 1):  # the looks of one that has just fallen asleep
                 self.rules.breach(f"{worker.process.name} sent {sent} statements in {IDLE_SECONDS} idle seconds")
@@ -203,9 +207,10 @@ class World:
         (run,) = self.rules.runs[row.id]
         run.process.kill()
         plans = [worker.plan for worker in self.slots]
-        in_time = plans[0].lease + max(plan.poll_interval for plan in plans) + 2 * MOMENT
+        ways = 7 * LONGEST_WAY * self.plan.latency  # of the last renewal, two looks and a claim
+        in_time = plans[0].lease + max(plan.poll_interval for plan in plans) + ways + 2 * MOMENT
         if not await self._until(lambda: len(self.rules.runs[row.id]) == 2, in_time):
-            self.rules.breach(f"nobody took job {row.id} over from {run.process.name} within {in_time:.1f} s")
+            self.rules.breach(f"nobody took job {row.id} over from {run.process.name} within {in_time:.2f} s")
         self.database.cancel(row)
         for number in range(len(self.slots)):
             self._restart(number)
@@ -242,8 +247,12 @@ class World:
             worker.stop()
         await self._until(lambda: all(worker.is_over for worker in self.slots), 30.0)
         await asyncio.sleep(1.0)
-        for worker in self.workers:
-            self._look_behind(worker)
+        left = [self._look_behind(worker) for worker in self.workers]
+        await asyncio.sleep(MOMENT)  # a handler that has just ended leaves a session to be closed
+        for worker, tasks in zip(self.workers, left, strict=True):
+            for task in tasks:
+                if not task.done():
+                    self.rules.breach(f"{worker.process.name} has stopped, but left {task.get_name()!r}")
 
     async def _go_down(self) -> None:
         """The database goes away: one looks now and then whether it is back."""
@@ -251,26 +260,28 @@ class World:
         self.note("world", f"the database is {state.name}")
         self.weather.outages = [Outage(self.loop.time(), float("inf"), state)]
         await asyncio.sleep(NOTICED)
-        before = [(len(worker.wire.sent), worker.process.turns) for worker in self.slots]
+        began, before = self.loop.time(), [worker.process.turns for worker in self.slots]
         await asyncio.sleep(DOWN_SECONDS)
-        for worker, (sent, turns) in zip(self.slots, before, strict=True):
-            sent, turns = len(worker.wire.sent) - sent, worker.process.turns - turns
+        for worker, turns_before in zip(self.slots, before, strict=True):
+            sent, turns = worker.wire.sent_since(began), worker.process.turns - turns_before
             if sent > DOWN_SECONDS / min(worker.plan.lease / 6, LONGEST_WAIT / 2) + 1:
                 self.rules.breach(f"{worker.process.name} sent {sent} statements in {DOWN_SECONDS} s of an outage")
             if turns > 3 * 20 * DOWN_SECONDS / worker.plan.lease + 40 * DOWN_SECONDS:
                 self.rules.breach(f"{worker.process.name} took {turns} turns in {DOWN_SECONDS} s of an outage")
 
-    def _look_behind(self, worker: "Worker") -> None:
-        """What a worker that was stopped has left."""
+    def _look_behind(self, worker: "Worker") -> "list[asyncio.Task[Any]]":
+        """The tasks that a worker that was stopped has left."""
         name = worker.process.name
         if not worker.process.alive or worker.process.frozen:
-            return
+            return []
         if worker in self.slots and not self.plan.ends_in_an_outage:
             for row in self.database.leased_by(worker.id):
                 self.rules.breach(f"{name} has stopped, but holds job {row.id} {row.name}")
-        for task in worker.process.tasks:
-            if not task.done() and not any(each.runs for each in self._runs_of(worker, task)):
-                self.rules.breach(f"{name} has stopped, but left {task.get_name()!r}")
+        return [
+            task
+            for task in worker.process.tasks
+            if not task.done() and not any(each.runs for each in self._runs_of(worker, task))
+        ]
 
     def _runs_of(self, worker: "Worker", task: "asyncio.Task[Any]") -> list[RunRecord]:
         """The run that a task belongs to, if it is a handler's."""
