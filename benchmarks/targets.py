@@ -135,9 +135,8 @@ def judge(check: Check, results: list[Result]) -> Judged:
             return Judged(check, None, Verdict.open, f"no figure of {check.against[1]}")
         # A machine is faster in some rounds than in others; but one round alone may have been a bad one.
         usual = statistics.median(base.values())
-        values = {
-            number: value / (base.get(number, usual) if len(values) > 1 else usual) for number, value in values.items()
-        }
+        beside = base if len(values) > 1 else {}
+        values = {number: value / beside.get(number, usual) for number, value in values.items()}
     found = spread(list(values.values()))
     assert found is not None
     if check.must is None:
