@@ -119,6 +119,8 @@ class Database:
         self.listeners: dict[object, Callable[[], None]] = {}
         self.minutes: set[str] = set()
         """Of which there is history."""
+        self.on_claim: Callable[[list[Row]], None] | None = None
+        """Called when a claim arrives, with what its worker holds and did not run when it was sent."""
         self._answers: dict[Executable, Callable[[Parameters], Sequence[Any]]] = {
             claiming.claim(): self._claim,
             settling.complete(): self._complete,
@@ -182,6 +184,12 @@ class Database:
             row for row in self.rows.values() if row.worker == worker and row.lease_until >= self.now and not row.ended
         ]
 
+    def borrow(self, row: Row, *, lost: int) -> None:
+        """Somebody else has had a job whose lease had lapsed, and given it back."""
+        row.claim_no += 1
+        row.lost = lost
+        row.worker, row.lease_until = None, -math.inf
+
     def cancel(self, row: Row) -> None:
         """What `cancel_job` does."""
         if not row.ended:
@@ -209,6 +217,8 @@ class Database:
 
     def _claim(self, parameters: Parameters) -> Sequence[Any]:
         running, held = set(json.loads(parameters["running_ids"])), set(json.loads(parameters["held_ids"]))
+        if self.on_claim is not None:
+            self.on_claim([row for row in self.leased_by(parameters["worker"]) if row.id in held - running])
         wanted, size = parameters["wanted"], 0
         candidates = [
             row

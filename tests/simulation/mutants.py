@@ -3,7 +3,7 @@ a rule that checks nothing."""
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -16,7 +16,7 @@ from queue_kit._run import Run
 from queue_kit._sleep import Sleep
 from queue_kit._spine import Spine
 from queue_kit.errors import LeaseLost, ShuttingDown
-from queue_kit.job import Outcome
+from queue_kit.job import Claimed, Outcome
 from tests.simulation.database import Row
 
 
@@ -42,6 +42,12 @@ async def _renew_what_is_lost(self: Leases) -> None:
             lease.expires = self._store.lease + asyncio.get_running_loop().time()
         else:
             lease.tell(LeaseLost("lost"))
+
+
+def _take_what_comes_again(self: Leases, jobs: Iterable[Claimed], *, asked_at: float) -> list[Claimed]:
+    for claimed in jobs:
+        self._held.pop(claimed.job.id, None)
+    return _take(self, jobs, asked_at=asked_at)
 
 
 async def _never_watch(self: Leases) -> None:
@@ -117,11 +123,12 @@ async def _sleep_at_once(self: Sleep) -> None:
     await self._too_often.wait()
 
 
-_outcome, _sweep = Run._outcome, Pulse._sweep
+_outcome, _sweep, _take = Run._outcome, Pulse._sweep, Leases.take
 
 MUTANTS = [
     Mutant("renew what is lost", Leases, "renew", _renew_what_is_lost, "after it was told that it is lost"),
     Mutant("never look whether a lease has lapsed", Leases, "watch", _never_watch, "its lease was somebody else's"),
+    Mutant("run what a claim brings once more", Leases, "take", _take_what_comes_again, "beside another run of it"),
     Mutant("a puller dies of an exception", Crew, "_pull", _die_of_an_exception, "ran jobs at once"),
     Mutant("stop without an abort", Crew, "end", _stop_without_abort, "has stopped, but holds"),
     Mutant("stop without a limit", Crew, "end", _stop_without_limit, "was to stop at"),

@@ -87,6 +87,9 @@ class Plan:
     latency: float
     outages: Sequence[Outage]
     refusals: Sequence[Refusal]
+    borrows: float
+    """The chance that the lease of a job that waits for a puller lapses while a claim is on its way, and that somebody
+    else has had the job by then and given it back."""
     blows: Sequence[Blow]
     drains_at: float | None
     """When a worker joins that only works until nothing is due."""
@@ -106,7 +109,7 @@ def plan_for(seed: int) -> Plan:
     else:
         kinds = chance.choices(list(KINDS), list(KINDS.values()), k=chance.randint(3, 8))
     jobs = [_job(chance, kinds, seconds, lease) for _ in range(chance.randint(4, 24))]
-    troubles = {trouble for trouble in ("fails", "outages", "refusals", "blows") if chance.random() < 0.5}
+    troubles = {trouble for trouble in ("fails", "outages", "refusals", "borrows", "blows") if chance.random() < 0.5}
     return Plan(
         seed,
         seconds,
@@ -118,6 +121,7 @@ def plan_for(seed: int) -> Plan:
         if "outages" in troubles
         else [],
         refusals=[_refusal(chance, seconds)] if "refusals" in troubles else [],
+        borrows=0.3 if "borrows" in troubles else 0.0,
         blows=[_blow(chance, seconds, lease, len(workers), len(jobs)) for _ in range(chance.randint(1, 6))]
         if "blows" in troubles
         else [],

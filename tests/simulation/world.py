@@ -95,6 +95,7 @@ class World:
         self.rules = Rules(loop, self.note, plan.workers[0].lease)
         self.database = Database(loop, self.rules)
         self.rules.rows = self.database.rows
+        self.database.on_claim = self._borrow
         self.weather = Weather(plan.fails, plan.latency, plan.outages, plan.refusals)
         self.stage = Stage(loop, self.kill, self.rules.begun)
         self._names = itertools.count()
@@ -320,6 +321,14 @@ class World:
             case _:
                 self.rules.excused = True
                 worker.factory_fails_until = self.loop.time() + blow.seconds
+
+    def _borrow(self, held: list[Row]) -> None:
+        """While a claim was on its way, leases of jobs that wait for a puller there lapsed."""
+        for row in held:
+            runs = any(run.runs for run in self.rules.runs.get(row.id, ()))
+            if row.locked_by is None and not runs and self.chance.random() < self.plan.borrows:
+                self.rules.counts["borrowed"] += 1
+                self.database.borrow(row, lost=self.chance.randint(0, 1))
 
     def _touch(self, row: Row, blow: Blow) -> None:
         if blow.what == "cancel":
