@@ -8,7 +8,7 @@ are not written yet.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -51,7 +51,8 @@ class Ending:
 
 
 class Endings:
-    """Takes endings one by one and hands them on in batches to `flush`, which answers with one settlement each.
+    """Takes endings one by one and hands them on to `flush`, in batches of one ending a job, which answers with one
+    settlement each.
 
     `on_written` is told of each, with the outcome that stands: `lost` when the job is not ours any more.
     """
@@ -101,11 +102,20 @@ class Endings:
     async def _run(self) -> None:
         while self._waiting:
             await asyncio.sleep(0)  # let what ends in this turn of the loop join
-            batch, self._waiting = self._waiting, []
+            batch = self._next_batch()
             settlements = await self._flush([(ending.claimed, ending.outcome) for ending in batch])
             for ending, settlement in zip(batch, settlements, strict=True):
                 self._settled(ending, settlement)
             self._answered.set()
+
+    def _next_batch(self) -> Collection[Ending]:
+        """All that wait, of each job one: of a job that was lost and claimed again, the second one waits on."""
+        batch: dict[int, Ending] = {}
+        waiting, self._waiting = self._waiting, []
+        for ending in waiting:
+            if batch.setdefault(ending.claimed.job.id, ending) is not ending:
+                self._waiting.append(ending)
+        return batch.values()
 
     def _settled(self, ending: Ending, settlement: Settlement) -> None:
         if settlement is Settlement.locked:

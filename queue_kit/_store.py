@@ -143,15 +143,10 @@ class Store:
 
     async def settle(self, endings: Sequence[tuple[Claimed, Outcome]]) -> list[Settlement]:
         """Write how runs ended: one statement a kind of ending, and one transaction for each ended cron occurrence.
+        Each is of another job, since statements answer with ids.
 
         An ending that the database refuses does not hold up the others.
         """
-        if len({claimed.job.id for claimed, _ in endings}) < len(endings):
-            # A job was lost, and claimed again since. Statements answer with ids, so each run has one of its own.
-            return [settlement for ending in endings for settlement in await self._settle([ending])]
-        return await self._settle(endings)
-
-    async def _settle(self, endings: Sequence[tuple[Claimed, Outcome]]) -> list[Settlement]:
         kinds: defaultdict[Executable, list[tuple[Claimed, Outcome]]] = defaultdict(list)
         occurrences = []
         for ending in endings:

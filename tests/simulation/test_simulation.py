@@ -27,6 +27,7 @@ HAPPENS = (
     "snoozed",
     "released",
     "lost",
+    "borrowed",
 )
 """What each of the chunks must have seen, or its rules had nothing to judge."""
 

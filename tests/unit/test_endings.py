@@ -99,6 +99,16 @@ async def test_idle_an_ending_travels_alone_and_at_once(endings, database, repor
     assert database.batches == [[1], [2]]
 
 
+async def test_the_second_ending_of_a_job_that_was_lost_and_claimed_again_goes_out_after_the_first(
+    endings, database, reports
+):
+    for number in (1, 2, 1, 3, 1):
+        endings.put(ending(number))
+    database.answers(3)
+    await until(lambda: len(reports.told) == 5)
+    assert database.batches == [[1, 2, 3], [1], [1]]
+
+
 async def test_what_ends_in_the_same_turn_of_the_loop_travels_together(endings, database, reports):
     async def end(number: int) -> None:
         endings.put(ending(number))
