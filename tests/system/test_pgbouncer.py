@@ -231,15 +231,15 @@ async def test_a_lease_is_renewed_while_a_handler_holds_a_transaction(pooled, pg
         await write(event, session, job)
         await gate(event, session, job)
 
-    async with QueueWorker(pooled, {"hold": hold}, listen=False, poll_interval=0.1, lease=1.0):
+    async with QueueWorker(pooled, {"hold": hold}, listen=False, poll_interval=0.1, lease=3.0):
         job_id = await add_job(pooled, "hold")
         await until(lambda: gate.running)
         first = (await row_of(pg_engine, job_id)).lease_until
 
-        async def is_two_leases_on() -> bool:
-            return ((await row_of(pg_engine, job_id)).lease_until - first).total_seconds() > 2.0
+        async def is_a_lease_on() -> bool:
+            return ((await row_of(pg_engine, job_id)).lease_until - first).total_seconds() > 3.0
 
-        await until(is_two_leases_on)
+        await until(is_a_lease_on)
         gate.open.set()
         await completed(pg_engine, job_id)
     row = await row_of(pg_engine, job_id)
