@@ -54,5 +54,6 @@ def test_a_seed_gives_the_same_steps_each_time(seed):
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_a_wrong_core_is_noticed(mutant: Mutant):
     with mutant.applied():
-        seen = itertools.chain.from_iterable(simulate(seed).broken for seed in range(MOST_SEEDS))
+        seeds = itertools.chain(range(mutant.seed, MOST_SEEDS), range(mutant.seed))
+        seen = itertools.chain.from_iterable(simulate(seed).broken for seed in seeds)
         assert any(mutant.noticed in words for words in seen)
