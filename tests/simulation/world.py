@@ -134,7 +134,8 @@ class World:
     async def _calm(self) -> None:
         """The trouble ends, and every place has a worker again."""
         self.note("world", "the weather clears")
-        self.weather.fails, self.database.on_claim = 0.0, None
+        self.weather.fails = 0.0
+        self.database.on_claim = None
         self.weather.outages = self.weather.refusals = ()
         for worker in self.slots:
             worker.factory_fails_until = 0.0
