@@ -16,7 +16,7 @@ from queue_kit.job import Claimed
 from queue_kit.models import COMPLETED
 from tests.conftest import engine_for
 from tests.database.clock import database_now, rows
-from tests.database.running import Gate, claims, locked, statements
+from tests.database.running import Gate, claims, lapse, locked, statements
 from tests.support import Recorder, change, count_jobs, row_of, until
 
 NEVER = 3_600.0
@@ -281,9 +281,8 @@ class Meanwhile:
         self.gate.open.clear()
         (at_the_gate,) = await until(lambda: self.gate.running)
         job_id = at_the_gate if self.of_one_that_runs else max(ahead)
-        lapsed = await database_now(self._engine) - timedelta(seconds=60)
-        had = {"claim_no": JobRow.claim_no + 1, "retry_count": 1, "worker_id": None, "lease_until": lapsed}
-        await change(self._engine, job_id, **had, lost=self.lost)
+        await lapse(self._engine, job_id)
+        await change(self._engine, job_id, worker_id=None, retry_count=1, lost=self.lost)
         as_if_sent_before_that = {"after": None, "running": ()}
         found = await self._claim(store, 1, held=held, **options | as_if_sent_before_that)
         if job_id in [claimed.job.id for claimed in found]:

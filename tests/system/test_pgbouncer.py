@@ -236,10 +236,10 @@ async def test_a_lease_is_renewed_while_a_handler_holds_a_transaction(pooled, pg
         await until(lambda: gate.running)
         first = (await row_of(pg_engine, job_id)).lease_until
 
-        async def is_a_lease_on() -> bool:
-            return ((await row_of(pg_engine, job_id)).lease_until - first).total_seconds() > 3.0
+        async def is_two_leases_on() -> bool:
+            return ((await row_of(pg_engine, job_id)).lease_until - first).total_seconds() > 6.0
 
-        await until(is_a_lease_on)
+        await until(is_two_leases_on)
         gate.open.set()
         await completed(pg_engine, job_id)
     row = await row_of(pg_engine, job_id)
