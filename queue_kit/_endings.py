@@ -21,8 +21,9 @@ _logger = logging.getLogger("queue_kit.worker")
 LOCKED_PAUSE = 0.25
 """Seconds until an ending whose row somebody has locked is tried again."""
 
-MOST_UNWRITTEN = 1_000
-"""Endings on their way from which on pullers wait: how many jobs at most run again after a crash though they ended."""
+MOST_UNWRITTEN = 2_000
+"""Endings on their way from which on pullers wait: how many jobs at most run again after a crash though they ended.
+With 1,000 small jobs stand still whenever a claim holds up a batch (8 % slower; with 4,000 nothing more is gained)."""
 
 
 class Settlement(Enum):
