@@ -179,7 +179,7 @@ class Claims:
         for job in haul.jobs:
             if job.lost and not self._deliver(job):
                 self._give_back(job)
-        self._window.put((job for job in haul.jobs if not job.lost), at=time.monotonic())
+        self._window.put([job for job in haul.jobs if not job.lost], at=time.monotonic())
         self._serve_some()
         self._low = max(len(self._window) - len(self._idle), 0) // 2 if haul.more else 0
         if self._window and self._shedding is None:

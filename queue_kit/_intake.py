@@ -142,7 +142,7 @@ class Intake:
                 # what was told to end: a standby that was promoted may give the same claim_no again, and the ending
                 # that is on its way would be taken for the new run's.
                 running=(*self._spine.wedged, *self._leases.unfinished()),
-                held=(claimed.job.id for claimed in self._leases.held()),
+                held=[claimed.job.id for claimed in self._leases.held()],
                 suspects_from=suspects_from,
                 suspects_below=suspects_below,
             )
@@ -151,7 +151,7 @@ class Intake:
                 self._spine.give_back(job)
             # The next payload may have been the one that was too long to be taken as well. A puller that waits gets a
             # job of any length, so nothing for it is nothing at all; if none waited at first, one may by now.
-            cut = ahead and sum(job.size for job in jobs) > bytes_ahead - MAX_PAYLOAD_BYTES
+            cut = ahead and sum([job.size for job in jobs]) > bytes_ahead - MAX_PAYLOAD_BYTES
             more = len(jobs) == wanted + ahead or bool(cut and (jobs or not wanted))
             self._scan.ended(after, jobs, more=more, seconds=time.monotonic() - asked_at - self._store.round_trip)
             self._head_left_out = after is not None

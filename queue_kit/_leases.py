@@ -74,19 +74,23 @@ class Leases:
 
     def detach(self, claimed: Claimed) -> None:
         """Note that a held job is not run any more, or never was; its ending is on its way."""
-        if self.holds(claimed):
-            lease = self._held[claimed.job.id]
+        lease = self._lease_of(claimed)
+        if lease is not None:
             lease.run, lease.ended = None, True
 
     def drop(self, claimed: Claimed) -> None:
         """Forget a job that is settled or lost."""
-        if self.holds(claimed):
+        if self._lease_of(claimed) is not None:
             del self._held[claimed.job.id]
 
     def holds(self, claimed: Claimed) -> bool:
         """Whether a job is held by this very claim."""
+        return self._lease_of(claimed) is not None
+
+    def _lease_of(self, claimed: Claimed) -> _Lease | None:
         lease = self._held.get(claimed.job.id)
-        return lease is not None and lease.claimed is claimed  # not by claim_no: a standby may give one again
+        # Not by claim_no: a standby may give one again.
+        return lease if lease is not None and lease.claimed is claimed else None
 
     def held(self) -> list[Claimed]:
         """All jobs held."""

@@ -24,15 +24,12 @@ class Pace:
     def __init__(self, parallel_count: int, *, most: int | None) -> None:
         self._parallel_count = parallel_count
         self._most = MOST_AHEAD if most is None else most
+        self.strict = most == 0
+        """Whether nothing is ever held ahead."""
         self._names: dict[str, tuple[float, float]] = {}
         self._since = time.monotonic()
         self._ended = 0
         self._ended_before = 0
-
-    @property
-    def strict(self) -> bool:
-        """Whether nothing is ever held ahead."""
-        return self._most == 0
 
     def ended(self, name: str, seconds: float, at: float) -> None:
         """A run of `name` took this long and ended at this time."""

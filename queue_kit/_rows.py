@@ -111,7 +111,7 @@ def claimed_of(row: Sequence[Any]) -> Claimed:
         trace if isinstance(trace, dict) else None,
         unreadable,
         due,
-        len(data_text) if isinstance(data_text, str | bytes) else 0,
+        len(data_text) if isinstance(data_text, (str, bytes)) else 0,
     )
 
 

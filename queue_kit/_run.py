@@ -232,7 +232,7 @@ class Run:
     def _outcome(self, error: BaseException | None) -> Outcome:
         match self.token.reason:
             case None:
-                return self._verdict(error)
+                return SUCCESS if error is None else self._verdict(error)
             case LeaseLost() | ShuttingDown():
                 return Outcome(Verdict.released)
             case Cancelled():
@@ -240,10 +240,8 @@ class Run:
             case reason:
                 return self.failure(reason)
 
-    def _verdict(self, error: BaseException | None) -> Outcome:
+    def _verdict(self, error: BaseException) -> Outcome:
         match error:
-            case None:
-                return SUCCESS
             case Snooze(seconds=seconds):
                 return Outcome(Verdict.snoozed, delay=seconds)
             case Discard(reason=why):

@@ -114,6 +114,11 @@ class HandlerSession:
             listen(sync)
 
     @property
+    def made(self) -> bool:
+        """Whether there is a session at all: most handlers never ask for theirs."""
+        return self._sync is not None
+
+    @property
     def used(self) -> bool:
         """Whether there is something to commit."""
         return self._sync is not None and self._sync.in_transaction()

@@ -87,7 +87,6 @@ class Spine:
         """Run one claimed job and have its ending written; whether others had their turn meanwhile."""
         handler = self._handlers[claimed.job.name]
         limits = self._limits_of(claimed)
-        began = time.monotonic()
         run = None
         outcome = without_running(claimed, limits)
         written = False
@@ -96,6 +95,7 @@ class Spine:
             outcome, written = await self._run(run, handler)
         self._leases.detach(claimed)
         ended = time.monotonic()
+        began = ended if run is None else run.started
         self._pace.ended(claimed.job.name, ended - began, ended)
         untold = outcome is SUCCESS and not _logger.isEnabledFor(logging.INFO) and not self._observers
         spans = None if run is None or untold else run.event.spans
@@ -138,13 +138,9 @@ class Spine:
         if run.wedged:
             self._set_aside(run, session)
             return outcome, False
-        if run.error is not None and session.broke(run.error):
-            outcome = run.broken_off(run.error)
         written = False
-        if session.used and outcome.verdict is Verdict.completed:
-            outcome, written = await self._commit(run, session)
-        if session.holds:
-            await self._close(session)
+        if session.made:
+            outcome, written = await self._end_session(run, session, outcome)
         session.retire()
         return outcome, written
 
@@ -155,6 +151,17 @@ class Spine:
         run.context.run(self._observers.started, record)
 
     # --- the handler's own transaction --------------------------------------------------------------------------------
+
+    async def _end_session(self, run: Run, session: HandlerSession, outcome: Outcome) -> tuple[Outcome, bool]:
+        """How the run ends with what became of its session, and whether that is already written."""
+        written = False
+        if run.error is not None and session.broke(run.error):
+            outcome = run.broken_off(run.error)
+        if session.used and outcome.verdict is Verdict.completed:
+            outcome, written = await self._commit(run, session)
+        if session.holds:
+            await self._close(session)
+        return outcome, written
 
     async def _commit(self, run: Run, session: HandlerSession) -> tuple[Outcome, bool]:
         """Commit the handler's writes with its completion. What the database refuses is a failure of the job."""

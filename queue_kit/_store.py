@@ -39,6 +39,9 @@ NO_LIMIT = 2**31 - 1
 ASLEEP_SECONDS = 45.0
 """How long a worker that says that it sleeps is notified without saying it again; it does every 10 seconds."""
 
+_ENDS_OCCURRENCE = (Verdict.completed, Verdict.failed, Verdict.cancelled)
+"""How an occurrence of a cron entry ends, so that the next one is stored."""
+
 
 @dataclass(frozen=True, slots=True)
 class Look:
@@ -150,10 +153,11 @@ class Store:
         kinds: defaultdict[Executable, list[tuple[Claimed, Outcome]]] = defaultdict(list)
         occurrences = []
         for ending in endings:
-            if _ends_occurrence(*ending):
+            claimed, outcome = ending
+            if claimed.cron_name is not None and outcome.verdict in _ENDS_OCCURRENCE:
                 occurrences.append(ending)
             else:
-                kinds[self._endings[ending[1].verdict]].append(ending)
+                kinds[self._endings[outcome.verdict]].append(ending)
         settled: dict[int, Settlement] = {}
         for statement, kind in kinds.items():
             settled |= await self._settle_kind(statement, kind)
@@ -324,11 +328,3 @@ def _ending_statements(*, delete_completed: bool, delete_failed: bool) -> Mappin
         Verdict.failed: settling.remove() if delete_failed else settling.close(),
         Verdict.cancelled: settling.close(),
     }
-
-
-def _ends_occurrence(claimed: Claimed, outcome: Outcome) -> bool:
-    return claimed.cron_name is not None and outcome.verdict in (
-        Verdict.completed,
-        Verdict.failed,
-        Verdict.cancelled,
-    )

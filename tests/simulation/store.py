@@ -127,6 +127,7 @@ class SimulatedSessions(Sessions):
 class SimulatedSession:
     """One run's session: what the worker does with it, and at `session` what its handler does."""
 
+    made = True
     busy = False
 
     def __init__(self, among: SimulatedSessions, claimed: Claimed, token: AbortToken, run: Any) -> None:
