@@ -37,8 +37,7 @@ class JsonPayload:
 
     def decode(self, data: object) -> object:
         """`data` itself."""
-        if self._only_objects:
-            self._check(data, InvalidPayload)
+        self._check(data, InvalidPayload)
         return data
 
     def _check(self, value: object, error: type[InvalidJob]) -> None:
