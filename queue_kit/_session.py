@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, event, util
@@ -33,8 +33,6 @@ from queue_kit.event import AbortToken
 from queue_kit.job import Claimed, log_fields, printable
 
 _logger = logging.getLogger("queue_kit.worker")
-
-Execute: TypeAlias = Callable[..., Any]
 
 LONG_HOLD = 1.0
 """Seconds after which a handler that keeps SQLite's only write lock is named in the log."""
@@ -81,7 +79,7 @@ class HandlerSession:
     _entering = False
     _committing = False
     _closing = False
-    _ending: Callable[[Execute], None] | None = None
+    _ending: Callable[[Connection | Session], None] | None = None
     _connection: Connection | None = None
     _statement_timeout: int | None = None
     _killed: JobAborted | None = None
@@ -144,9 +142,9 @@ class HandlerSession:
         closed = self._last_driver is not None and self._last_driver.is_closed()
         return closed and any(is_connection_lost(each) for each in chain(error) if not isinstance(each, TimeoutError))
 
-    async def commit(self, ending: Callable[[Execute], None]) -> None:
-        """Commit the handler's writes together with the job's ending, which `ending` writes and fences with what
-        executes statements in the transaction."""
+    async def commit(self, ending: Callable[[Connection | Session], None]) -> None:
+        """Commit the handler's writes together with the job's ending, which `ending` writes and fences in the
+        transaction that it is given."""
         self._ending = ending
         await self.session.commit()
 
@@ -329,7 +327,7 @@ class HandlerSession:
             session.flush()  # or an error of what is flushed would pass for one of the ending's
             # On the connection itself, where a session has only one: the session's own execute takes 60 us more.
             connection = self._connection if isinstance(session, FencedSession) else None
-            self._ending((session if connection is None else connection).execute)
+            self._ending(session if connection is None else connection)
         else:
             session.flush()  # or its statements would come after, and under the fence's budget
             if not (self._setting.embedded or self._setting.joined):

@@ -170,7 +170,7 @@ class Spine:
         async def attempt() -> BaseException | None:
             # Returned, not raised: asyncio would let a SystemExit of the application's flush hooks end the host.
             try:
-                await session.commit(lambda execute: session.require(self._store.complete_in(execute, claimed)))
+                await session.commit(lambda within: session.require(self._store.complete_in(within, claimed)))
             except BaseException as error:  # noqa: BLE001
                 return error
             return None

@@ -18,12 +18,13 @@ from uuid import UUID
 from sqlalchemy import Connection, Executable, Row
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.orm import Session
 
 from queue_kit import cron
+from queue_kit._driver_sql import DriverSql
 from queue_kit._endings import Settlement
 from queue_kit._rows import behind, claimed_of, endings_batch, fences_batch
 from queue_kit._scan import Place
-from queue_kit._session import Execute
 from queue_kit._statements import claiming, fencing, history, settling, workers
 from queue_kit._statements.vocabulary import as_batch
 from queue_kit._transactions import Transactions
@@ -85,7 +86,7 @@ class Store:
         self._names_batch = as_batch(self._names)
         self._claim = claiming.claim()
         self._endings = _ending_statements(delete_completed=delete_completed, delete_failed=delete_failed)
-        self._complete_one = fencing.remove_one() if delete_completed else fencing.complete_one()
+        self._complete_one = DriverSql(fencing.remove_one() if delete_completed else fencing.complete_one())
         self._delete_completed = delete_completed
         self._unschedulable: frozenset[str] = frozenset()
 
@@ -233,11 +234,12 @@ class Store:
         parameters = {"batch": fences_batch(claimed), "worker": self.worker_id}
         return {row.id: row.status for row in await self._transactions.read(settling.still_ours(), parameters)}
 
-    def complete_in(self, execute: Execute, claimed: Claimed) -> Any:
+    def complete_in(self, transaction: Connection | Session, claimed: Claimed) -> Any:
         """Complete a job inside its handler's transaction; the result's rowcount tells whether it was still ours."""
-        result: Any = execute(self._complete_one, fencing.fence(claimed.job.id, self.worker_id, claimed.claim_no))
+        fence = fencing.fence(claimed.job.id, self.worker_id, claimed.claim_no)
+        result = self._complete_one.execute(transaction, fence)
         if claimed.cron_name is not None and result.rowcount == 1:
-            cron.store_successor(execute, claimed.cron_name, completed=True)
+            cron.store_successor(transaction.execute, claimed.cron_name, completed=True)
         return result
 
     async def was_committed(self, claimed: Claimed) -> bool | None:

@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Executable, Integer, Uuid, bindparam, delete, null, update
+from sqlalchemy import ColumnElement, Executable, Integer, UpdateBase, Uuid, bindparam, delete, null, update
 
 from queue_kit._dialect.clock import time_from_now
 from queue_kit._dialect.columns import BIGINT
@@ -34,13 +34,13 @@ def checkpoint_one() -> Executable:
 
 
 @cache
-def complete_one() -> Executable:
+def complete_one() -> UpdateBase:
     """Finish one job inside its handler's transaction. Parameters: the fence."""
     return update(JOBS).where(*_fence()).values(COMPLETION)
 
 
 @cache
-def remove_one() -> Executable:
+def remove_one() -> UpdateBase:
     """Delete one job inside its handler's transaction. Parameters: the fence."""
     return delete(JOBS).where(*_fence())
 

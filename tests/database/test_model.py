@@ -101,7 +101,7 @@ class Hands:
         try:
             ids = await add_jobs(session.session, new)
             if end == "completed":
-                await session.commit(lambda execute: session.require(self.store.complete_in(execute, claimed)))
+                await session.commit(lambda within: session.require(self.store.complete_in(within, claimed)))
             elif end == "checkpoint":
                 await session.session.commit()
         except LeaseLost:

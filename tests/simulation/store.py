@@ -13,7 +13,6 @@ from sqlalchemy import Executable
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from queue_kit._endings import Settlement
-from queue_kit._session import Execute
 from queue_kit._sessions import Sessions
 from queue_kit._store import Renewal, Store
 from queue_kit._transactions import Transactions
@@ -167,7 +166,7 @@ class SimulatedSession:
 
     # --- what the worker does -----------------------------------------------------------------------------------------
 
-    async def commit(self, ending: Callable[[Execute], None]) -> None:
+    async def commit(self, ending: Callable[[Any], None]) -> None:
         await self._commit(ending)
 
     def require(self, result: Any) -> None:
@@ -193,7 +192,7 @@ class SimulatedSession:
     async def rollback_and_close(self) -> None:
         self._cut()
 
-    async def _commit(self, ending: Callable[[Execute], None] | None) -> None:
+    async def _commit(self, ending: Callable[[Any], None] | None) -> None:
         self._token.raise_if_aborted()
         self._refuse_when_killed()
         transaction, store = self._transaction, self._among
@@ -206,7 +205,7 @@ class SimulatedSession:
         if ending is None:
             self.require(answer)
         else:
-            ending(lambda _statement, _parameters: answer)
+            ending(SimpleNamespace(execute=lambda _statement, _parameters: answer))
         await self._send("commit", lambda: store.database.commit(transaction, lease=store.lease))
         self._transaction = None
 
