@@ -131,18 +131,23 @@ async def waiting(engine: AsyncEngine, event: str) -> bool:
 
 
 async def test_c2_cancels_in_a_crowd_of_completions_leave_one_end_each(engine):
-    """The answer to a cancel that found the job waiting or complete is how it ended."""
+    """The answer to a cancel that found the job waiting or complete is how it ended. The first job is complete before
+    any is cancelled, the last one cancelled before any other runs: in between, whoever comes first."""
     await make_effects(engine)
-    hook, answers = Recorder(), {}
+    hook, answers, crowd = Recorder(), {}, asyncio.Event()
 
     async def write(event: Any, session: Any, job: Any) -> None:
+        if job.id != ids[0]:
+            await crowd.wait()
         if job.id % 2:
             await session.execute(ADD_EFFECT, {"job_id": job.id})
 
     ids = await add_jobs(engine, [NewJob("write")] * 120)
     async with QueueWorker(engine, {"write": write}, parallel_count=4, hooks=[hook]):
+        await until(lambda: hook.settled)
         for job_id in reversed(ids):
             answers[job_id] = await cancel_job(engine, job_id)
+            crowd.set()
         await all_complete(engine)
     ended = {row.id: row.state for row in await rows(engine)}
     assert {JobState.cancelled, JobState.completed} <= set(ended.values())
