@@ -20,7 +20,7 @@ def error_record(claimed: Claimed, error: BaseException | None, reason: str | No
     """The record of one error, or of a `reason` alone: JSON that any database stores."""
     record: dict[str, Any] = {"at": datetime.now(UTC).isoformat(), "try": claimed.job.attempt}
     if error is not None:
-        _hide_parameters(error)
+        hide_values(error)
         record["class"] = storable(type(error).__qualname__, MAX_MESSAGE)
         record["message"] = storable(text_of(error), MAX_MESSAGE)
         record["traceback"] = storable(_traceback_of(error), MAX_TRACEBACK)
@@ -29,15 +29,22 @@ def error_record(claimed: Claimed, error: BaseException | None, reason: str | No
     return record
 
 
-def _hide_parameters(error: BaseException) -> None:
-    """SQLAlchemy shows a failed statement with its parameters, among them what was in the payload: keep them out of
-    the log and of the job's errors."""
+def hide_values(error: BaseException) -> None:
+    """Keep out of the log and of the job's errors what was in the payload: SQLAlchemy shows a failed statement with its
+    parameters, and PostgreSQL a row that it refused."""
     each: Any
     for each in chain(error):
         if hasattr(each, "hide_parameters"):
             each.hide_parameters = True
-            # SQLAlchemy 2.0 quotes the row that PostgreSQL refused as well.
-            each.args = tuple(str(said).partition("\nDETAIL:")[0] for said in each.args)
+        if type(each).__module__.startswith(("sqlalchemy.", "asyncpg.")):
+            # SQLAlchemy 2.0 quotes asyncpg's words, which has them from a field of its own.
+            each.args = tuple(_without_detail(said) for said in each.args)
+            if isinstance(getattr(each, "detail", None), str):
+                each.detail = None
+
+
+def _without_detail(said: Any) -> Any:
+    return said.partition("\nDETAIL:")[0] if isinstance(said, str) else said
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:

@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import greenlet_spawn
 
 from queue_kit._clone import clone_of
+from queue_kit._error_record import hide_values
 from queue_kit._patience import Patience
 from queue_kit._transient import READ_ONLY, sqlstate
 
@@ -99,6 +100,7 @@ class Transactions:
             self._renew_pool()  # what else is in it is as old, and each would take as long to be given up
             raise TimeoutError(f"no answer within {self._patience:g} s") from error
         except DBAPIError as error:
+            hide_values(error)  # whoever logs it
             if sqlstate(error) == READ_ONLY:
                 self._renew_pool()  # the server is a standby now: its connections live, but are of no use
             raise
