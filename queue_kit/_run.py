@@ -97,6 +97,8 @@ class Run:
     # Most runs never wait, so what only one that does needs stands on the class.
     task: "asyncio.Task[BaseException | None] | None" = None
     begun = False
+    aborted_at: float | None = None
+    """When it was told to end."""
     error: BaseException | None = None
     """What made the handler's try a failure, unless it was aborted."""
     _over: asyncio.Future[None] | None = None
@@ -173,6 +175,7 @@ class Run:
             if grace is not None:
                 self._loop.call_later(grace, self._end)
             return
+        self.aborted_at = time.monotonic()
         grace = self._limits.cancel_grace if grace is None else grace
         self._cancelling = self._loop.create_task(self._cancel(grace), name="queue_kit: cancel a job")
 

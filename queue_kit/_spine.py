@@ -63,7 +63,6 @@ class Spine:
         on_wedged: Callable[[], None],
     ) -> None:
         self._handlers = handlers
-        self._cancel_grace = limits.cancel_grace
         self._usual_limits = {name: _limits_of_handler(handler, limits) for name, handler in handlers.items()}
         self._store = store
         self._leases = leases
@@ -235,12 +234,13 @@ class Spine:
         self._kill(session)
         job, task = run.claimed.job, run.task
         assert task is not None
+        assert run.aborted_at is not None
         self.wedged[job.id] = run
         _logger.error(
-            "job %s %s did not end %g s after it was cancelled (%r); its slot goes to a replacement",
+            "job %s %s did not end %.1f s after it was cancelled (%r); its slot goes to a replacement",
             job.id,
             printable(job.name),
-            self._cancel_grace,
+            time.monotonic() - run.aborted_at,
             run.token.reason,
             extra=log_fields(job),
         )

@@ -88,7 +88,7 @@ async def test_n1_connections_that_are_reset_cost_no_job_and_no_try(away, direct
 
 async def test_n2_a_worker_that_is_cut_off_silently_ends_its_run_when_its_lease_does(away, direct, caplog):
     """Its runs end by its own clock, which starts when a renewal is sent: at about the time that the row says."""
-    lease = 1.0
+    lease = 3.0
     proxy, engine = away
     hooks = Recorder(), Recorder()
     reasons: list[object] = []
@@ -112,7 +112,7 @@ async def test_n2_a_worker_that_is_cut_off_silently_ends_its_run_when_its_lease_
         held = await row_of(direct, job_id)
         assert isinstance(reasons[0], LeaseLost)
         late = (ended - held.lease_until).total_seconds()
-        assert late < lease / 20 + MARGIN
+        assert -lease / 2 < late < lease / 20 + MARGIN
         async with QueueWorker(direct, {"work": work}, hooks=[hooks[1]], **options | {"lease": 5.0}):
             await until(lambda: gate.running)
             taken = await row_of(direct, job_id)
