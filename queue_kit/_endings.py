@@ -1,6 +1,6 @@
 """How runs ended, on its way to the database. While one batch is in flight, endings wait; when it is answered, all who
-waited go out as the next. There is no timer: idle, an ending travels alone and at once; under load a batch grows to fit
-the round trip.
+waited go out as the next. Idle, an ending travels alone and at once; under load a batch grows to fit the round trip and
+a short pause.
 
 A puller does not wait for its ending (with one puller that is worth a factor of ten), only for room among those that
 are not written yet.
@@ -25,6 +25,13 @@ MOST_UNWRITTEN = 2_000
 """Endings on their way from which on pullers wait: how many jobs at most run again after a crash though they ended.
 With 1,000 small jobs stand still whenever a claim holds up a batch (7 % slower); 4,000 was 4 % faster still, for twice
 as many that run again."""
+
+MANY = 100
+"""Endings in a batch that show a load."""
+
+GATHERING = 0.004
+"""Seconds in which more endings may join when there were many: half as many statements and commits, and small jobs some
+2 % faster (2.5 to 10 ms: the same)."""
 
 
 class Settlement(Enum):
@@ -102,13 +109,16 @@ class Endings:
             self._pump = asyncio.create_task(self._run(), name="queue_kit: settle")
 
     async def _run(self) -> None:
+        pause = 0.0
         while self._waiting:
-            await asyncio.sleep(0)  # let what ends in this turn of the loop join
+            await asyncio.sleep(pause)  # let what ends in this turn of the loop join
             batch = self._next_batch()
             settlements = await self._flush([(ending.claimed, ending.outcome) for ending in batch])
             for ending, settlement in zip(batch, settlements, strict=True):
                 self._settled(ending, settlement)
             self._answered.set()
+            awaited = self.full or any(ending.written for ending in batch)
+            pause = GATHERING if len(batch) > MANY and not awaited else 0.0
 
     def _next_batch(self) -> Collection[Ending]:
         """All that wait, of each job one: of a job that was lost and claimed again, the second one waits on."""

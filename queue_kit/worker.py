@@ -44,8 +44,9 @@ class QueueWorker:
     `handlers` is a `Handlers` or a mapping of names to async functions or `Handler`s. Times are seconds or timedeltas.
 
     - `parallel_count`: how many jobs run at once.
-    - `prefetch`: how many jobs at most are claimed ahead of free pullers; `None`: what was finished in the last 250 ms,
-      up to 2,000. `0` claims strictly from the head of the order, and a puller waits until its job's end is stored.
+    - `prefetch`: how many jobs at most are claimed ahead of free pullers; `None`: what is finished in 250 ms at the
+      rate of late, up to 2,000. `0` claims strictly from the head of the order, and a puller waits until its job's end
+      is stored.
     - `poll_interval`: the longest a job waits that no wake-up announced.
     - `handler_timeout`, `max_retry_count` (tries in total), `retry_delay`: for jobs and handlers that set none.
     - `included_names`, `excluded_names`: which of the registered names to run, one of them at most.

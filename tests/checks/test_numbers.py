@@ -68,7 +68,7 @@ SAID = {
         f"cut at {_error_record.MAX_MESSAGE:,} characters, traceback at {_error_record.MAX_TRACEBACK:,}",
         f"for `grace=` ({GRACE:g} s)",
         f"within `cancel_grace=` ({WORKER.cancel_grace:g} s) more",
-        f"finished in the last {_pace.HORIZON * 1_000:g} ms",
+        f"finished in {_pace.HORIZON * 1_000:g} ms at the rate of late",
     ],
     "SECURITY.md": [
         f"JSON of at most {job.MAX_PAYLOAD_BYTES // MIB} MiB and {job.MAX_PAYLOAD_DEPTH} levels",
@@ -117,7 +117,7 @@ SAID = {
     "docs/how-it-works.md": [
         f"for the next poll ({POLL:g} s)",
         f"the database's now + {LEASE:g} s",
-        f"finished in the last {_pace.HORIZON * 1_000:g} ms",
+        f"finished in {_pace.HORIZON * 1_000:g} ms at the rate of late",
     ],
     "docs/limits.md": [
         f"Payloads above {job.MAX_PAYLOAD_BYTES // MIB} MiB",
@@ -141,7 +141,9 @@ SAID = {
         f"At most {_pace.MOST_AHEAD:,} jobs are held ahead, and at most {_endings.MOST_UNWRITTEN:,} endings",
         f"in pages of {maintenance.PAGE:,} ids",
     ],
-    "queue_kit/worker.py": [f"what was finished in the last {_pace.HORIZON * 1_000:g} ms, up to {_pace.MOST_AHEAD:,}."],
+    "queue_kit/worker.py": [
+        f"what is finished in {_pace.HORIZON * 1_000:g} ms at the rate of late, up to {_pace.MOST_AHEAD:,}."
+    ],
     "docs/reliability.md": [
         f"within a lease and a poll ({LEASE:g} s + {POLL:g} s by default",
         f"after {_watchdog.LONGEST_BLOCK:g} s or a third of a lease",

@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 
 from queue_kit import _endings
-from queue_kit._endings import MOST_UNWRITTEN, Ending, Endings, Settlement
+from queue_kit._endings import MANY, MOST_UNWRITTEN, Ending, Endings, Settlement
 from queue_kit.job import Claimed, Outcome, Verdict
 from tests.support import PATIENCE, turns, until
 from tests.unit.jobs import claimed
 
 COMPLETED = Outcome(Verdict.completed)
 PAUSE = 3_600.0
-"""Stands for `LOCKED_PAUSE`: it is over when a test moves the clock, however slow the machine is."""
+"""Stands for `LOCKED_PAUSE` and `GATHERING`: it is over when a test moves the clock, however slow the machine is."""
 
 
 class Database:
@@ -71,6 +71,7 @@ def reports() -> Reports:
 @pytest.fixture
 async def endings(database: Database, reports: Reports, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Endings]:
     monkeypatch.setattr(_endings, "LOCKED_PAUSE", PAUSE)
+    monkeypatch.setattr(_endings, "GATHERING", PAUSE)
     made = Endings(database, reports)
     yield made
     await made.close()
@@ -135,6 +136,45 @@ async def test_what_ends_while_a_batch_is_in_flight_goes_out_as_the_next(endings
     database.answers()
     await until(lambda: reports.told == completed(1, 2, 3, 4))
     assert len(database.batches) == 2
+
+
+async def test_after_many_at_once_more_may_join_for_a_moment(endings, database, reports, clock):
+    many = range(MANY + 1)
+    for number in many:
+        endings.put(ending(number))
+    await turns()
+    endings.put(ending(1001))
+    database.answers(2)
+    await until(lambda: reports.told == completed(*many))
+    await turns()
+    endings.put(ending(1002))
+    await turns()
+    assert database.batches == [[*many]]
+    clock.forward(PAUSE + 0.01)
+    await until(lambda: len(reports.told) == MANY + 3)
+    assert database.batches == [[*many], [1001, 1002]]
+
+
+async def test_after_many_at_once_the_next_goes_out_at_once_while_pullers_wait_for_their_endings(endings, database):
+    writing = [asyncio.create_task(endings.write(ending(number))) for number in range(MANY + 1)]
+    await turns()
+    last = asyncio.create_task(endings.write(ending(1001)))
+    await turns()
+    database.answers(2)
+    await asyncio.wait_for(asyncio.gather(*writing, last), PATIENCE)
+    assert database.batches == [[*range(MANY + 1)], [1001]]
+
+
+async def test_after_many_at_once_the_next_go_out_at_once_while_pullers_wait_for_room(endings, database, clock):
+    for number in range(MANY + 1):
+        endings.put(ending(number))
+    await turns()
+    for number in range(1001, 1001 + MOST_UNWRITTEN + 1):
+        endings.put(ending(number))
+    assert endings.full
+    database.answers(2)
+    await asyncio.wait_for(endings.room(), PATIENCE)
+    assert [len(batch) for batch in database.batches] == [MANY + 1, MOST_UNWRITTEN + 1]
 
 
 async def test_each_ending_is_told_with_its_own_outcome(endings, database, reports):
@@ -259,7 +299,7 @@ async def test_putting_waits_for_nobody_and_room_for_as_many_as_are_too_many(end
     assert reports.told == completed(1, 2, 3, 4)
 
 
-async def test_by_default_there_is_room_for_many_but_not_for_any_number(endings, database):
+async def test_by_default_there_is_room_for_many_but_not_for_any_number(endings, database, clock):
     for number in range(MOST_UNWRITTEN):
         endings.put(ending(number))
     await asyncio.wait_for(endings.room(), PATIENCE)
@@ -270,6 +310,8 @@ async def test_by_default_there_is_room_for_many_but_not_for_any_number(endings,
     assert not waiting.done()
     database.answers()
     await asyncio.wait_for(waiting, PATIENCE)
+    clock.forward(PAUSE + 0.01)
+    await until(lambda: len(database.batches) == 2)
     assert [len(batch) for batch in database.batches] == [MOST_UNWRITTEN, 1]
 
 

@@ -1,10 +1,10 @@
-"""How far ahead a worker claims: no more than it just did, and than it does soon, by the slowest name."""
+"""How far ahead a worker claims: what it does soon, at its rate of late and by the slowest name."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from queue_kit._pace import FADING, HORIZON, MOST_AHEAD, RECENT, Pace
+from queue_kit._pace import AT_FIRST, FADING, HORIZON, MOST_AHEAD, RECENT, Pace
 
 
 def run(pace: Pace, clock, count: int = 1, *, name: str = "quick", seconds: float = 0.0) -> None:
@@ -17,23 +17,35 @@ def test_at_first_nothing_is_held_ahead(frozen):
     assert Pace(10, most=None).ahead() == 0
 
 
-def test_as_many_as_ended_lately(frozen):
+def test_at_first_four_times_what_ended(frozen):
     pace = Pace(10, most=None)
     run(pace, frozen, 7)
-    assert pace.ahead() == 7
-    frozen.forward(HORIZON / 4)
+    assert pace.ahead() == 28
+    frozen.forward(HORIZON / 8)
     run(pace, frozen, 5)
-    assert pace.ahead() == 12
+    assert pace.ahead() == 48
+
+
+def test_as_many_as_end_in_the_horizon_at_the_rate_of_late(frozen):
+    pace = Pace(10, most=None)
+    for _ in range(8):
+        run(pace, frozen, 10)
+        frozen.forward(HORIZON / 8)
+    assert pace.ahead() == 80
+    for _ in range(8):
+        run(pace, frozen, 20)
+        frozen.forward(HORIZON / 8)
+    assert pace.ahead() == 160
 
 
 def test_what_ended_long_ago_is_forgotten(frozen):
     pace = Pace(10, most=None)
-    run(pace, frozen, 7)
-    frozen.forward(0.6 * HORIZON)
-    assert pace.ahead() == 7
-    run(pace, frozen, 2)
-    frozen.forward(0.6 * HORIZON)
-    assert pace.ahead() == 2
+    run(pace, frozen, 8)
+    frozen.forward(HORIZON / 2)
+    assert pace.ahead() == 16
+    run(pace, frozen, 3)
+    frozen.forward(HORIZON / 2)
+    assert pace.ahead() == 6
     frozen.forward(HORIZON)
     assert pace.ahead() == 0
 
@@ -47,8 +59,8 @@ def test_no_more_than_what_is_begun_within_the_horizon(frozen, pullers, seconds,
 
 def test_the_slowest_name_decides(frozen):
     pace = Pace(2, most=None)
-    run(pace, frozen, 500)
-    assert pace.ahead() == 500
+    run(pace, frozen, 100)
+    assert pace.ahead() == 400
     run(pace, frozen, name="slow", seconds=0.05)
     assert pace.ahead() == 10
 
@@ -71,7 +83,7 @@ def test_a_name_that_was_not_seen_for_long_says_nothing(frozen):
     run(pace, frozen, 9)
     assert pace.ahead() == 0
     frozen.forward(0.02)
-    assert pace.ahead() == 9
+    assert pace.ahead() == 36
     run(pace, frozen, name="slow", seconds=0.05)  # as if it were seen for the first time
     assert pace.ahead() == 5
 
@@ -112,7 +124,7 @@ def test_it_stays_within_its_bounds(frozen, runs, pullers, most, wait):
     frozen.forward(wait)
     ahead = pace.ahead()
     # Counted in halves: what ended before that may count for half as long again.
-    assert 0 <= ahead <= sum(frozen() - each <= 1.5 * HORIZON for each in at)
+    assert 0 <= ahead <= AT_FIRST * sum(frozen() - each <= 1.5 * HORIZON for each in at)
     assert ahead <= (MOST_AHEAD if most is None else most)
     last = {name: seconds for _, name, seconds in runs}
     seen = {name: when for (_, name, _), when in zip(runs, at, strict=True)}
@@ -130,4 +142,5 @@ def test_all_that_ended_in_half_a_horizon_counts(frozen, pauses, wait):
         run(pace, frozen)
         at.append(frozen())
     frozen.forward(wait)
-    assert pace.ahead() >= sum(frozen() - each < HORIZON / 2 for each in at)
+    # A half that is seen late counts for as long as it was.
+    assert pace.ahead() >= int(sum(frozen() - each < HORIZON / 2 for each in at) / 1.5)
