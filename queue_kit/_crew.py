@@ -111,7 +111,7 @@ class Crew:
     @property
     def healthy(self) -> bool:
         """Whether it can claim and run."""
-        return self._link.is_up and not self._exhausted
+        return self._link.is_up and not self._exhausted and not self.spine.refused
 
     # --- from start to stop -------------------------------------------------------------------------------------------
 
