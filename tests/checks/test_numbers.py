@@ -115,6 +115,7 @@ SAID = {
         f"| `timeout` | {IMAGES.timeout:g} s by",
     ],
     "docs/how-it-works.md": [
+        f"after a batch of more than {_endings.MANY} the next ones gather for {_endings.GATHERING * 1_000:g} ms",
         f"for the next poll ({POLL:g} s)",
         f"the database's now + {LEASE:g} s",
         f"finished in {_pace.HORIZON * 1_000:g} ms at the rate of late",
