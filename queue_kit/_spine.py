@@ -291,7 +291,7 @@ class Spine:
                     on_trouble()
                 await self._link.wait_up()
                 try:
-                    result = await attempt()
+                    return await attempt()
                 except Exception as error:
                     on_trouble()
                     if is_transient(error):
@@ -302,10 +302,6 @@ class Spine:
                         told = line
                         _logger.exception("a statement of the queue is refused; it is tried again")
                     await asyncio.sleep(REFUSED_PAUSE)
-                else:
-                    if told:
-                        _logger.warning("a statement of the queue that was refused went through")
-                    return result
         finally:
             self.refused.discard(statement)
 
