@@ -132,9 +132,8 @@ class Run:
 
     @property
     def _is_over(self) -> bool:
-        if self._over is None:  # nobody had to wait
-            return self.task is not None and self.task.done()
-        return self._over.done()
+        # A task that is done tells who waits for it a turn of the loop later.
+        return (self.task is not None and self.task.done()) or (self._over is not None and self._over.done())
 
     async def execute(
         self, handler: Handler[Any], session: Any, *, before_cancel: Callable[[], Awaitable[None]] | None = None

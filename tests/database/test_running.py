@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import logging
 import math
+import time
 from datetime import timedelta
 
 import pytest
@@ -109,6 +110,17 @@ async def test_a_handler_that_ends_in_its_grace_keeps_its_slot_and_has_failed(en
     assert (await QueueWorker(engine, jobs).drain())["retried"] == 1
     assert [error["class"] for error in (await row_of(engine, job_id)).errors] == ["DeadlineExceeded"]
     assert "did not end" not in caplog.text
+
+
+async def test_handlers_that_block_past_the_deadline_and_return_have_completed_also_beside_each_other(engine, jobs):
+    @jobs.handler("block", timeout=0.02, max_retry_count=1)
+    async def block(event, session, job):
+        while event.signal.deadline > 0:
+            time.sleep(0.005)
+        time.sleep(0.03)  # by now it is over for whoever was started meanwhile
+
+    await add_jobs(engine, [NewJob("block")] * 10)
+    assert (await QueueWorker(engine, jobs, parallel_count=10).drain())["completed"] == 10
 
 
 async def test_an_own_timeout_is_an_ordinary_failure(engine, jobs):
