@@ -111,7 +111,7 @@ class Crew:
     @property
     def healthy(self) -> bool:
         """Whether it can claim and run."""
-        return self._link.is_up and not self._exhausted and not self.spine.refused
+        return self._link.is_up and not self._exhausted
 
     # --- from start to stop -------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from queue_kit._deadlines import Deadlines
 from queue_kit._endings import Ending, Endings
 from queue_kit._handler import Handler
 from queue_kit._leases import Leases
-from queue_kit._link import Link, in_a_line
+from queue_kit._link import Link
 from queue_kit._pace import Pace
 from queue_kit._patience import Patience
 from queue_kit._run import SUCCESS, Limits, Run, without_running
@@ -80,8 +80,6 @@ class Spine:
         self.all_written = asyncio.Event()
         self.all_written.set()
         self.wedged: dict[int, Run] = {}
-        self.refused: set[object] = set()
-        """The statements that the database refuses for now."""
         self.counts: Counter[str] = Counter()
 
     async def work(self, claimed: Claimed) -> bool:
@@ -282,28 +280,19 @@ class Spine:
                 self.all_written.set()
 
     async def insist(self, attempt: Callable[[], Awaitable[T]], *, on_trouble: Callable[[], None] = _nothing) -> T:
-        """Repeat a statement until the database has answered it. One that it refuses, while it answers others, is told
-        of once."""
-        statement, told = object(), ""
-        try:
-            while True:
-                if not self._link.is_up:
-                    on_trouble()
-                await self._link.wait_up()
-                try:
-                    return await attempt()
-                except Exception as error:
-                    on_trouble()
-                    if is_transient(error):
-                        self._link.failed(error)
-                        continue
-                    self.refused.add(statement)
-                    if (line := in_a_line(error)) != told:
-                        told = line
-                        _logger.exception("a statement of the queue is refused; it is tried again")
+        """Repeat a statement until the database has answered it."""
+        while True:
+            if not self._link.is_up:
+                on_trouble()
+            await self._link.wait_up()
+            try:
+                return await attempt()
+            except Exception as error:
+                on_trouble()
+                if not is_transient(error):
+                    _logger.exception("a statement of the queue failed; it is tried again")
                     await asyncio.sleep(REFUSED_PAUSE)
-        finally:
-            self.refused.discard(statement)
+                self._link.failed(error)
 
     def _settled(self, ending: Ending) -> None:
         """An ending is stored: the job is not held any more, and a run is reported."""

@@ -132,8 +132,7 @@ class QueueWorker:
 
     @property
     def healthy(self) -> bool:
-        """Whether the worker runs, reaches its database, may claim there, and has pullers left that no wedged handler
-        has used up."""
+        """Whether the worker runs, reaches its database, and has pullers left that no wedged handler has used up."""
         return self._crew is not None and self._crew.healthy
 
     async def start(self) -> None:

@@ -14,7 +14,6 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from queue_kit import JobRow, JobState, LeaseLost, NewJob, QueueWorker, add_job, add_jobs, cancel_job, sqlite_engine
-from queue_kit._store import Store
 from tests.database.running import LISTENS, Gate, nothing, raw
 from tests.proxy import Proxy, through_proxy
 from tests.support import (
@@ -43,33 +42,6 @@ async def away(pg_engine: AsyncEngine) -> AsyncIterator[tuple[Proxy, AsyncEngine
 
 async def note_effect(event, session, job):
     await session.execute(ADD_EFFECT, {"job_id": job.id})
-
-
-# --- refused ----------------------------------------------------------------------------------------------------------
-
-
-async def test_a_statement_that_is_refused_is_told_once_and_tried_until_it_goes_through(engine, monkeypatch, caplog):
-    monkeypatch.setattr("queue_kit._spine.REFUSED_PAUSE", 0.02)
-    hook, claim, claims = Recorder(), Store.claim, 0
-
-    async def counted(*args, **options):
-        nonlocal claims
-        claims += 1
-        return await claim(*args, **options)
-
-    monkeypatch.setattr(Store, "claim", counted)
-    await add_job(engine, "work")
-    await raw(engine, "ALTER TABLE queue_kit_job RENAME COLUMN claim_no TO gone")
-    async with QueueWorker(engine, {"work": nothing}, hooks=[hook], **QUICK) as worker:
-        await until(lambda: claims > 3)
-        assert not worker.healthy
-        await raw(engine, "ALTER TABLE queue_kit_job RENAME COLUMN gone TO claim_no")
-        await until(lambda: hook.verdicts == ["completed"])
-        assert worker.healthy
-    told = [record.getMessage() for record in caplog.records if record.name == "queue_kit.worker"]
-    assert told == ["a statement of the queue is refused; it is tried again"]
-    assert "claim_no" in caplog.text
-    assert hook.states.count("database_down") == 0
 
 
 # --- away and back ----------------------------------------------------------------------------------------------------
