@@ -680,6 +680,7 @@ async def test_s8_a_handlers_failed_statement_does_not_log_the_payload(engine, c
     assert ("ExceptionGroup" if in_a_group else "IntegrityError") in caplog.text
     assert "4111-secret" not in caplog.text
     (record,) = (await row_of(engine, job_id)).errors
+    assert "[parameters: (" not in record["traceback"]
     assert "hide_parameters=True" in record["traceback"]
     assert "4111-secret" not in repr(record)
 
