@@ -205,6 +205,8 @@ class QueueWorker:
         A second signal leaves at once with status 128 + its number. When a handler still refuses to end after the
         stop, the process is left with status 1, since nothing else would end it. Raises `ConfigurationError` outside of
         the main thread and beside another `run()`, else as `start`.
+
+        Meanwhile Python looks for garbage only in what came since the start (`gc.freeze`).
         """
         await run_until_signal(
             self.start,

@@ -4,6 +4,7 @@ handlers of every kind.
 
 import asyncio
 import contextlib
+import gc
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -198,3 +199,13 @@ async def test_run_in_the_main_thread_hears_the_process_signal_and_takes_its_han
         await asyncio.wait_for(running, AT_ONCE)
         assert hook.states == ["started", "stopping", "stopped"]
         assert signal.getsignal(TERM) == before
+
+
+async def test_while_run_works_garbage_is_not_looked_for_in_what_was_there_before(engine):
+    hook = Recorder()
+    running = asyncio.create_task(QueueWorker(engine, {}, hooks=[hook]).run())
+    await until(lambda: hook.states)
+    assert gc.get_freeze_count() > len(gc.get_objects())
+    signal.raise_signal(TERM)
+    await asyncio.wait_for(running, AT_ONCE)
+    assert gc.get_freeze_count() == 0
