@@ -1,6 +1,5 @@
 """queue_kit, through its public API. What is not an option here is the worker's default."""
 
-import asyncio
 from typing import ClassVar
 
 from sqlalchemy import insert
@@ -30,7 +29,7 @@ class QueueKit(Queue):
     so many other names as well."""
 
     packages = ("queue-kit", "sqlalchemy", "asyncpg")
-    setting: ClassVar[str] = "defaults, on asyncio's own loop"
+    setting: ClassVar[str] = "defaults, run(), on asyncio's own loop"
     # By priority too, so that a count need not read past a million other rows.
     unfinished = f"SELECT count(*) FROM queue_kit_job WHERE status = 1 AND priority = 5 AND name = '{NAME}'"
 
@@ -90,8 +89,7 @@ class QueueKit(Queue):
         for name in self.runs:
             jobs.add(name, writes if self.writes else no_op)
         options = {"parallel_count": self.pullers, "delete_job_on_completion": not self.keep, "prefetch": self.prefetch}
-        async with QueueWorker(self.engine(), jobs, **options):  # type: ignore[arg-type]
-            await asyncio.Event().wait()
+        await QueueWorker(self.engine(), jobs, **options).run()  # type: ignore[arg-type]
 
     async def completed(self) -> int | None:
         return await self.count(f"SELECT count(*) FROM queue_kit_job WHERE status = 2 AND name = '{NAME}'")
