@@ -79,7 +79,7 @@ def claimed_of(row: Sequence[Any]) -> Claimed:
         data = _json(data_text)
         due = as_instant(due_text)
         scheduled_at = due if tick_text is None else as_instant(tick_text)
-        created_at = due if created_text == due_text else as_instant(created_text)
+        created_at = due if created_text is None else as_instant(created_text)
         trace = None if trace_text is None else _json(trace_text)
         timeout = None if timeout is None else float(timeout)
         tries = None if tries is None else int(tries)

@@ -92,7 +92,8 @@ def claim() -> Executable:
             JOB.cron_name,
             JOB.cancel_requested,
             time_text(JOB.scheduled_at).label("scheduled_at"),
-            time_text(JOB.created_at).label("created_at"),
+            # Most jobs are due when they are added, and to write a time as text takes a twentieth of a claim.
+            time_text(func.nullif(JOB.created_at, JOB.scheduled_at, type_=UtcDateTime())).label("created_at"),
             time_text(JOB.cron_tick).label("cron_tick"),
             json_text(JOB.data).label("data"),
             json_text(JOB.trace_context).label("trace_context"),
