@@ -103,20 +103,23 @@ class Claims:
             self._give_back(job)
 
     async def next(self, *, rested: bool = True) -> Claimed | None:
-        """The next job for one puller; `None` once there will be none. It is `rested` when others had a turn since it
-        asked last; when it is not, it goes on at once until its own turn is over."""
-        if self.closed:
-            return None
+        """The next job for one puller; `None` once there will be none. `rested` as in `at_once`."""
+        job = self.at_once(rested=rested)
+        return job if job is not None or self.closed else await self._wait()
+
+    def at_once(self, *, rested: bool) -> Claimed | None:
+        """The next job for one puller, if there is one for it now. It is `rested` when others had a turn since it asked
+        last; when it is not, it gets one only until its own turn is over."""
         now = time.monotonic()
         if rested:
             self._turn_ends = now + TURN
         held = len(self._window)
-        if held and now < self._turn_ends and self._ready():
-            self.delivered += 1
-            if held <= self._low:
-                self._hungry.set()
-            return self._window.pop()
-        return await self._wait()
+        if not held or now >= self._turn_ends or self.closed or not self._ready():
+            return None
+        self.delivered += 1
+        if held <= self._low:
+            self._hungry.set()
+        return self._window.pop()
 
     async def _wait(self) -> Claimed | None:
         puller: asyncio.Future[Claimed | None] = asyncio.get_running_loop().create_future()

@@ -7,7 +7,7 @@ handler ends it.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -35,6 +35,8 @@ from queue_kit.hooks import Observers, WorkerState
 from queue_kit.job import Verdict, log_fields
 
 _logger = logging.getLogger("queue_kit.worker")
+
+_COMES_BACK = (Verdict.retried, Verdict.snoozed)
 
 LEAVING = 0.3
 """Seconds at most at the end of a stop that are kept for taking leave of the database."""
@@ -227,7 +229,10 @@ class Crew:
 
     async def _pull(self) -> None:
         rested = True
-        while (claimed := await self._claims.next(rested=rested)) is not None:
+        while True:
+            claimed = self._claims.at_once(rested=rested) or await self._claims.next(rested=False)
+            if claimed is None:
+                return
             rested = False
             try:
                 if self._claims.closed:
@@ -237,10 +242,10 @@ class Crew:
             except Exception:
                 job = claimed.job
                 _logger.exception("job %s was not settled; its lease will lapse", job.id, extra=log_fields(job))
-                self._leases.drop(claimed)
+                self._leases.drop([claimed])
             except asyncio.CancelledError:
                 if not self._claims.closed:  # this puller alone was cancelled, by somebody
-                    self._leases.drop(claimed)
+                    self._leases.drop([claimed])
                 raise
 
     async def _keep_leases(self) -> None:
@@ -302,12 +307,14 @@ class Crew:
     def _probe(self) -> None:
         self._pulse.nudge(self._link.backoff())
 
-    def _settled(self, ending: Ending) -> None:
-        self._history.add(ending)
-        if ending.outcome.verdict in (Verdict.retried, Verdict.snoozed):
-            self._pulse.nudge(ending.outcome.delay)
-        elif ending.claimed.cron_name is not None:
-            self._pulse.nudge()  # its next tick is stored now
+    def _settled(self, runs: Sequence[Ending]) -> None:
+        self._history.add(runs)
+        for ending in runs:
+            outcome = ending.outcome
+            if outcome.verdict in _COMES_BACK:
+                self._pulse.nudge(outcome.delay)
+            elif ending.claimed.cron_name is not None:
+                self._pulse.nudge()  # its next tick is stored now
         if self._intake.holds_back:
             self._claims.wake()
 

@@ -7,16 +7,13 @@ are not written yet.
 """
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
 from queue_kit.errors import JobAborted
 from queue_kit.event import Span
-from queue_kit.job import Claimed, Outcome, Verdict, log_fields
-
-_logger = logging.getLogger("queue_kit.worker")
+from queue_kit.job import Claimed, Outcome, Verdict
 
 LOCKED_PAUSE = 0.25
 """Seconds until an ending whose row somebody has locked is tried again."""
@@ -63,18 +60,22 @@ class Endings:
     """Takes endings one by one and hands them on to `flush`, in batches of one ending a job, which answers with one
     settlement each.
 
-    `on_written` is told of each, with the outcome that stands: `lost` when the job is not ours any more.
+    `on_written` is told of those that are stored, with the outcomes that stand: `lost` when a job is not ours any more.
     """
 
     def __init__(
         self,
         flush: Callable[[Sequence[tuple[Claimed, Outcome]]], Awaitable[Sequence[Settlement]]],
-        on_written: Callable[[Ending], None],
+        on_written: Callable[[Sequence[Ending]], None],
     ) -> None:
         self._flush = flush
         self._on_written = on_written
-        self._waiting: list[Ending] = []
+        self._waiting: dict[int, Ending] = {}
+        """The next batch, by the ids of its jobs."""
+        self._behind: list[Ending] = []
+        """Of a job that was lost and claimed again, what the second run came to."""
         self._unwritten = 0
+        self._awaited = 0
         self._answered = asyncio.Event()
         self._pump: asyncio.Task[None] | None = None
         self._closed = False
@@ -88,7 +89,11 @@ class Endings:
         """Have an ending written, and wait until it is."""
         ending.written = asyncio.get_running_loop().create_future()
         self.put(ending)
-        await ending.written
+        self._awaited += 1
+        try:
+            await ending.written
+        finally:
+            self._awaited -= 1
 
     @property
     def full(self) -> bool:
@@ -104,7 +109,8 @@ class Endings:
     def _send(self, ending: Ending) -> None:
         if self._closed:
             return
-        self._waiting.append(ending)
+        if self._waiting.setdefault(ending.claimed.job.id, ending) is not ending:
+            self._behind.append(ending)
         if self._pump is None or self._pump.done():
             self._pump = asyncio.create_task(self._run(), name="queue_kit: settle")
 
@@ -114,35 +120,30 @@ class Endings:
             await asyncio.sleep(pause)  # let what ends in this turn of the loop join
             batch = self._next_batch()
             settlements = await self._flush([(ending.claimed, ending.outcome) for ending in batch])
-            for ending, settlement in zip(batch, settlements, strict=True):
-                self._settled(ending, settlement)
-            self._answered.set()
-            awaited = self.full or any(ending.written for ending in batch)
-            pause = GATHERING if len(batch) > MANY and not awaited else 0.0
+            self._settled(batch, settlements)
+            pause = GATHERING if len(batch) > MANY and not (self.full or self._awaited) else 0.0
 
     def _next_batch(self) -> Collection[Ending]:
-        """All that wait, of each job one: of a job that was lost and claimed again, the second one waits on."""
-        batch: dict[int, Ending] = {}
-        waiting, self._waiting = self._waiting, []
-        for ending in waiting:
-            if batch.setdefault(ending.claimed.job.id, ending) is not ending:
-                self._waiting.append(ending)
+        batch, self._waiting = self._waiting, {}
+        behind, self._behind = self._behind, []
+        for ending in behind:
+            self._send(ending)
         return batch.values()
 
-    def _settled(self, ending: Ending, settlement: Settlement) -> None:
-        if settlement is Settlement.locked:
-            asyncio.get_running_loop().call_later(LOCKED_PAUSE, self._send, ending)
-            return
-        self._unwritten -= 1
-        if settlement is Settlement.lost:
-            ending.outcome = Outcome(Verdict.lost)
-        try:
-            self._on_written(ending)
-        except Exception:
-            job = ending.claimed.job
-            _logger.exception("the ending of job %s is stored, but was not reported", job.id, extra=log_fields(job))
-        if ending.written is not None and not ending.written.done():
-            ending.written.set_result(None)
+    def _settled(self, batch: Collection[Ending], settlements: Sequence[Settlement]) -> None:
+        written = []
+        for ending, settlement in zip(batch, settlements, strict=True):
+            if settlement is Settlement.locked:
+                asyncio.get_running_loop().call_later(LOCKED_PAUSE, self._send, ending)
+                continue
+            if settlement is Settlement.lost:
+                ending.outcome = Outcome(Verdict.lost)
+            written.append(ending)
+            if ending.written is not None and not ending.written.done():
+                ending.written.set_result(None)
+        self._unwritten -= len(written)
+        self._answered.set()
+        self._on_written(written)
 
     async def close(self) -> None:
         """Give up what is still under way or waits for a lock."""

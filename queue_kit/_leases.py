@@ -78,10 +78,11 @@ class Leases:
         if lease is not None:
             lease.run, lease.ended = None, True
 
-    def drop(self, claimed: Claimed) -> None:
-        """Forget a job that is settled or lost."""
-        if self._lease_of(claimed) is not None:
-            del self._held[claimed.job.id]
+    def drop(self, jobs: Iterable[Claimed]) -> None:
+        """Forget jobs that are settled or lost."""
+        for claimed in jobs:
+            if self._lease_of(claimed) is not None:
+                del self._held[claimed.job.id]
 
     def holds(self, claimed: Claimed) -> bool:
         """Whether a job is held by this very claim."""

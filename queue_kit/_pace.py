@@ -39,8 +39,10 @@ class Pace:
         """A run of `name` took this long and ended at this time."""
         self._turn(at)
         self._ended += 1
-        slowest, _ = self._names.get(name, (0.0, at))
-        self._names[name] = max(seconds, slowest * FADING), at
+        known = self._names.get(name)
+        if known is not None and known[0] * FADING > seconds:
+            seconds = known[0] * FADING
+        self._names[name] = seconds, at
 
     def ahead(self) -> int:
         """How many jobs to hold ahead now."""

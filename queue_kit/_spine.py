@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context
 from dataclasses import replace
@@ -58,7 +58,7 @@ class Spine:
         pace: Pace,
         sessions: Sessions,
         observers: Observers,
-        on_settled: Callable[[Ending], None],
+        on_settled: Callable[[Sequence[Ending]], None],
         on_returned: Callable[[], None],
         on_wedged: Callable[[], None],
     ) -> None:
@@ -84,14 +84,18 @@ class Spine:
 
     async def work(self, claimed: Claimed) -> bool:
         """Run one claimed job and have its ending written; whether others had their turn meanwhile."""
-        handler = self._handlers[claimed.job.name]
         limits = self._limits_of(claimed)
         run = None
         outcome = without_running(claimed, limits)
         written = False
         if outcome is None:
             run = Run(claimed, limits, self._deadlines)
-            outcome, written = await self._run(run, handler)
+            session = self._sessions.open(claimed, run.token)
+            outcome = self._begin(run, session)
+            if outcome is None or session.made:
+                outcome, written = await self._end(run, session, outcome)
+            else:
+                session.retire()
         self._leases.detach(claimed)
         ended = time.monotonic()
         began = ended if run is None else run.started
@@ -102,7 +106,7 @@ class Spine:
         if run is not None and outcome.verdict is Verdict.released:
             ending.why = run.token.reason
         if written:
-            self._settled(ending)
+            self._settled([ending])
         elif self._pace.strict:
             await self._endings.write(ending)
         else:
@@ -122,21 +126,26 @@ class Spine:
             max_retry_count=usual.max_retry_count if tries is None else tries,
         )
 
-    async def _run(self, run: Run, handler: Handler[Any]) -> tuple[Outcome, bool]:
-        """How the run ended, and whether that is already written."""
-        session = self._sessions.open(run.claimed, run.token)
+    def _begin(self, run: Run, session: HandlerSession) -> Outcome | None:
+        """How the run ended, or `None` for one that was suspended."""
         self._leases.attach(run)
         if self._observers:
             self._tell_started(run)
-        try:
-            outcome = await run.execute(handler, session.session, before_cancel=session.quiesce)
-        except asyncio.CancelledError:
-            self._kill(session)
-            run.abort(ShuttingDown("nobody waits for this run any more"))
-            raise
-        if run.wedged:
-            self._set_aside(run, session)
-            return outcome, False
+        handler = self._handlers[run.claimed.job.name]
+        return run.begin(handler, session.session, before_cancel=session.quiesce)
+
+    async def _end(self, run: Run, session: HandlerSession, outcome: Outcome | None) -> tuple[Outcome, bool]:
+        """How a run ended that was suspended or used its session, and whether that is already written."""
+        if outcome is None:
+            try:
+                outcome = await run.end()
+            except asyncio.CancelledError:
+                self._kill(session)
+                run.abort(ShuttingDown("nobody waits for this run any more"))
+                raise
+            if run.wedged:
+                self._set_aside(run, session)
+                return outcome, False
         written = False
         if session.made:
             outcome, written = await self._end_session(run, session, outcome)
@@ -294,26 +303,32 @@ class Spine:
                     await asyncio.sleep(REFUSED_PAUSE)
                 self._link.failed(error)
 
-    def _settled(self, ending: Ending) -> None:
-        """An ending is stored: the job is not held any more, and a run is reported."""
-        self._leases.drop(ending.claimed)
-        if ending.seconds is None:
+    def _settled(self, endings: Sequence[Ending]) -> None:
+        """Endings are stored: their jobs are not held any more, and what ran is reported."""
+        self._leases.drop([ending.claimed for ending in endings])
+        runs = [ending for ending in endings if ending.seconds is not None]
+        if len(runs) < len(endings):
             self._on_returned()
-            return
-        self.counts[ending.outcome.verdict] += 1
-        if ending.outcome is not SUCCESS or ending.spans is not None:  # else nobody asked when it ended
-            self._tell_settled(ending, ending.seconds)
-        self._on_settled(ending)
+        self.counts.update([ending.outcome.verdict for ending in runs])
+        for ending in runs:
+            if ending.outcome is not SUCCESS or ending.spans is not None:  # else nobody asked when it ended
+                self._tell_settled(ending)
+        self._on_settled(runs)
 
-    def _tell_settled(self, ending: Ending, seconds: float) -> None:
+    def _tell_settled(self, ending: Ending) -> None:
+        claimed, seconds = ending.claimed, ending.seconds or 0.0
         worth_a_warning = ending.outcome.verdict in _WORTH_A_WARNING or isinstance(ending.why, LeaseLost)
         level = logging.WARNING if worth_a_warning else logging.INFO
-        if _logger.isEnabledFor(level):
-            self._log(level, ending, seconds)
-        if self._observers:
-            self._observers.settled(
-                Settled(self._store.worker_id, ending.claimed.job, ending.outcome, seconds, ending.spans)
-            )
+        try:
+            if _logger.isEnabledFor(level):
+                self._log(level, ending, seconds)
+            if self._observers:
+                self._observers.settled(
+                    Settled(self._store.worker_id, claimed.job, ending.outcome, seconds, ending.spans)
+                )
+        except Exception:
+            job = claimed.job
+            _logger.exception("the ending of job %s is stored, but was not reported", job.id, extra=log_fields(job))
 
     def _log(self, level: int, ending: Ending, seconds: float) -> None:
         job, error = ending.claimed.job, ending.outcome.error or {}

@@ -159,16 +159,17 @@ class Store:
                 occurrences.append(ending)
             else:
                 kinds[self._endings[outcome.verdict]].append(ending)
-        settled: dict[int, Settlement] = {}
+        fates: dict[int, Settlement] = {}
         for statement, kind in kinds.items():
-            settled |= await self._settle_kind(statement, kind)
+            fates |= await self._settle_kind(statement, kind)
         for claimed, outcome in occurrences:
-            settled[claimed.job.id] = await self._settle_occurrence(claimed, outcome)
-        return [settled[claimed.job.id] for claimed, _ in endings]
+            fates |= await self._settle_occurrence(claimed, outcome)
+        return [fates.get(claimed.job.id, Settlement.done) for claimed, _ in endings]
 
     async def _settle_kind(
         self, statement: Executable, endings: list[tuple[Claimed, Outcome]]
     ) -> dict[int, Settlement]:
+        """What became of the endings that it did not write."""
         parameters = self._as_parameters(statement, endings)
         try:
             async with self._own_rows:
@@ -184,15 +185,16 @@ class Store:
                 return {job.id: Settlement.lost}
             halves = endings[: len(endings) // 2], endings[len(endings) // 2 :]
             return {k: v for half in halves for k, v in (await self._settle_kind(statement, half)).items()}
-        rest = [claimed for claimed, _ in endings if claimed.job.id not in settled]
-        return dict.fromkeys(settled, Settlement.done) | (await self._fate_of(rest) if rest else {})
+        if len(settled) == len(endings):
+            return {}
+        return await self._fate_of([claimed for claimed, _ in endings if claimed.job.id not in settled])
 
     def _as_parameters(self, statement: Executable, endings: Sequence[tuple[Claimed, Outcome]]) -> Mapping[str, Any]:
         fences = statement is settling.complete() or statement is settling.remove()
         batch = fences_batch(claimed for claimed, _ in endings) if fences else endings_batch(endings)
         return {"batch": batch, "worker": self.worker_id}
 
-    async def _settle_occurrence(self, claimed: Claimed, outcome: Outcome) -> Settlement:
+    async def _settle_occurrence(self, claimed: Claimed, outcome: Outcome) -> dict[int, Settlement]:
         statement = self._endings[outcome.verdict]
         parameters = self._as_parameters(statement, [(claimed, outcome)])
         completed = outcome.verdict is Verdict.completed
@@ -206,7 +208,7 @@ class Store:
 
         try:
             if await self._transactions.as_one(write):
-                return Settlement.done
+                return {}
         except DBAPIError as error:
             if is_transient(error):
                 raise
@@ -215,8 +217,8 @@ class Store:
                 printable(str(claimed.cron_name)),
                 extra=log_fields(claimed.job),
             )
-            return (await self._settle_kind(statement, [(claimed, outcome)]))[claimed.job.id]
-        return (await self._fate_of([claimed]))[claimed.job.id]
+            return await self._settle_kind(statement, [(claimed, outcome)])
+        return await self._fate_of([claimed])
 
     async def _fate_of(self, claimed: Sequence[Claimed]) -> dict[int, Settlement]:
         """What became of jobs that a settle did not return: settled before, locked by somebody, or not ours."""

@@ -27,7 +27,7 @@ answers after that."""
 
 FRAMES = 20
 
-RUNS_HANDLERS = Run.execute.__code__.co_filename
+RUNS_HANDLERS = Run.begin.__code__.co_filename
 
 
 class Watchdog:

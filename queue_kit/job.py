@@ -93,7 +93,8 @@ class Job(Generic[T_co]):
 
 
 class _Draft(Generic[T]):
-    """A `Job` that is not frozen yet."""
+    """A `Job`, made in a third of the time: a frozen dataclass sets each field through a call (1.2 us), so this one is
+    frozen when it is whole."""
 
     __slots__ = tuple(each.name for each in fields(Job))
 
@@ -120,15 +121,11 @@ class _Draft(Generic[T]):
         self.handler_timeout = handler_timeout
         self.cron_expression = cron_expression
         self.cron_last_completed_at = cron_last_completed_at
+        self.__class__ = Job  # type: ignore[assignment]
 
 
-def claimed_job(*fields: Any) -> Job[Any]:
-    """`Job(*fields)`, all of them given, in a third of the time: a frozen dataclass sets each field through a call (1.2
-    us), so this one is frozen when it is whole."""
-    draft: Any = _Draft(*fields)
-    draft.__class__ = Job
-    job: Job[Any] = draft
-    return job
+claimed_job: Callable[..., Job[Any]] = _Draft  # type: ignore[assignment]
+"""`Job(...)` of all its fields, in their order."""
 
 
 def _no_data() -> Any:

@@ -11,6 +11,7 @@ from sqlalchemy.event import listen, remove
 from sqlalchemy.orm import Session
 
 from queue_kit import CronJob, Handlers, JobState, NewJob, QueueWorker, add_job, add_jobs, list_jobs, register_cron_jobs
+from queue_kit.models import COMPLETED
 from tests.support import ADD_EFFECT, Recorder, make_effects, move, row_of, until
 
 current = contextvars.ContextVar("current", default="nothing")
@@ -111,6 +112,41 @@ async def test_the_line_of_each_outcome_has_its_fields(engine, caplog):
     assert [line.job_seconds for line in lines] == [record.seconds for record in hook.settled]
     assert {line.worker_id for line in lines} == {str(record.worker_id) for record in hook.settled}
     assert {(line.name, line.msg) for line in lines} == {("queue_kit.worker", "job %s %s %s after %.3f s%s")}
+
+
+class Raising(logging.Handler):
+    """A handler of the log that fails for the endings of these jobs."""
+
+    def __init__(self, spoiled: list[int]) -> None:
+        super().__init__()
+        self.spoiled = spoiled
+
+    def emit(self, record):
+        if hasattr(record, "job_outcome") and record.job_id in self.spoiled:
+            raise ValueError("spoiled")
+
+
+@pytest.mark.parametrize("strict", [False, True])
+async def test_an_ending_that_cannot_be_reported_is_stored_and_spoils_nothing(engine, caplog, strict):
+    async def note(event, session, job): ...
+
+    caplog.set_level(logging.INFO, "queue_kit.worker")
+    hook = Recorder()
+    ids = await add_jobs(engine, [NewJob("note")] * 4)
+    raising = Raising(ids[:2])
+    logger = logging.getLogger("queue_kit.worker")
+    logger.addHandler(raising)
+    try:
+        worker = QueueWorker(engine, {"note": note}, hooks=[hook], prefetch=0 if strict else None)
+        assert (await worker.drain())["completed"] == 4
+        ids += [await add_job(engine, "note")]
+        assert (await worker.drain())["completed"] == 1
+    finally:
+        logger.removeHandler(raising)
+    assert [(await row_of(engine, job_id)).status for job_id in ids] == [COMPLETED] * 5
+    assert [record.job.id for record in hook.settled] == ids[2:]
+    told = [record for record in caplog.records if "is stored, but was not reported" in record.message]
+    assert [record.job_id for record in told] == ids[:2]
 
 
 async def test_the_states_of_a_worker_are_logged_with_its_id(engine, caplog):

@@ -61,7 +61,7 @@ async def _die_of_an_exception(self: Crew) -> None:
         try:
             await self.spine.work(claimed)
         except Exception:
-            self._leases.drop(claimed)
+            self._leases.drop([claimed])
             return
 
 

@@ -1,5 +1,4 @@
-"""How runs ended, on the way to the database: what travels together, what is tried again, who waits for what, and what
-an observer that raises may not spoil."""
+"""How runs ended, on the way to the database: what travels together, what is tried again, and who waits for what."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -45,17 +44,13 @@ class Database:
 
 
 class Reports:
-    """What the endings' observer is told; it raises for the job ids in `spoiled`."""
+    """What the endings' observer is told."""
 
     def __init__(self) -> None:
         self.told: list[tuple[int, Verdict]] = []
-        self.spoiled: set[int] = set()
 
-    def __call__(self, ending: Ending) -> None:
-        job_id = ending.claimed.job.id
-        self.told.append((job_id, ending.outcome.verdict))
-        if job_id in self.spoiled:
-            raise ValueError("spoiled")
+    def __call__(self, endings: Sequence[Ending]) -> None:
+        self.told += [(ending.claimed.job.id, ending.outcome.verdict) for ending in endings]
 
 
 @pytest.fixture
@@ -331,22 +326,6 @@ async def test_one_that_is_locked_counts_until_it_is_written(endings, database, 
 async def test_with_nothing_under_way_there_is_room(endings, database):
     await asyncio.wait_for(endings.room(0), PATIENCE)
     assert database.batches == []
-
-
-# --- observers --------------------------------------------------------------------------------------------------------
-
-
-async def test_an_observer_that_raises_spoils_nothing(endings, database, reports, caplog):
-    reports.spoiled = {1, 2}
-    writing = [asyncio.create_task(endings.write(ending(number))) for number in (1, 2, 3)]
-    database.answers()
-    await asyncio.wait_for(asyncio.gather(*writing), PATIENCE)
-    await asyncio.wait_for(endings.room(0), PATIENCE)
-    assert reports.told == completed(1, 2, 3)
-    assert "the ending of job 1 is stored, but was not reported" in caplog.text
-    endings.put(ending(4))
-    database.answers()
-    await until(lambda: reports.told == completed(1, 2, 3, 4))
 
 
 # --- closing ----------------------------------------------------------------------------------------------------------
