@@ -23,6 +23,11 @@ TURN = 0.001
 """Seconds after which pullers whose jobs never suspend let others run, all of them together: among the others is the
 claim that brings more, and what is held ahead must not be used up before it is sent."""
 
+SPARE = 1.25
+"""How many times as much as pullers took while the last claim was under way is held when the next one is sent; but half
+of the window at least, and three quarters at most, since a claim for few jobs costs as much as one for many. With half
+alone pullers had nothing to do for a twelfth of the time (small jobs: 4 % slower)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Haul:
@@ -53,7 +58,7 @@ class Claims:
         self._ready = ready
         self._window = Window()
         self._low = 0
-        """How few jobs held ahead make the loop claim again."""
+        """How few jobs held ahead make the loop claim again: half of them, or as many as are taken until more come."""
         self._turn_ends = 0.0
         self._idle: deque[asyncio.Future[Claimed | None]] = deque()
         self._at_once = 1
@@ -161,10 +166,11 @@ class Claims:
             wanted = max(idle - held, 0)
             room = max(self._pace.ahead() - max(len(self._window) - idle, 0), 0)
             dry_run = self._dry_runs if wanted == self._pullers and not self._window else None
+            delivered = self.delivered
             haul = (
                 await self._fetch(wanted, room, max(BYTES_AHEAD - self._window.size, 0)) if wanted or room else Haul()
             )
-            self._take(haul)
+            self._take(haul, meanwhile=self.delivered - delivered)
             if not haul.jobs and not haul.more and dry_run == self._dry_runs:
                 self._delivered_when_dry = self.delivered
                 self._dry.set()
@@ -173,7 +179,7 @@ class Claims:
             elif not haul.more and not self.closed:
                 await self._wakeup.wait()
 
-    def _take(self, haul: Haul) -> None:
+    def _take(self, haul: Haul, *, meanwhile: int) -> None:
         if self.closed:
             for job in haul.jobs:
                 self._give_back(job)
@@ -184,7 +190,8 @@ class Claims:
                 self._give_back(job)
         self._window.put([job for job in haul.jobs if not job.lost], at=time.monotonic())
         self._serve_some()
-        self._low = max(len(self._window) - len(self._idle), 0) // 2 if haul.more else 0
+        left = max(len(self._window) - len(self._idle), 0)
+        self._low = min(max(int(meanwhile * SPARE), left // 2), left * 3 // 4) if haul.more else 0
         if self._window and self._shedding is None:
             self._shed_later()
 
