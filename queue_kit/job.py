@@ -121,10 +121,11 @@ class _Draft(Generic[T]):
         self.handler_timeout = handler_timeout
         self.cron_expression = cron_expression
         self.cron_last_completed_at = cron_last_completed_at
-        self.__class__ = Job  # type: ignore[assignment]
+        whole: Any = self
+        whole.__class__ = Job
 
 
-claimed_job: Callable[..., Job[Any]] = _Draft  # type: ignore[assignment]
+claimed_job: Callable[..., Any] = _Draft
 """`Job(...)` of all its fields, in their order."""
 
 
