@@ -7,9 +7,13 @@ shared memory, which costs neither side a question.
 import asyncio
 import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
+
+import asyncpg
+from sqlalchemy import make_url
 
 from benchmarks import machine, peers
 from benchmarks.peers import Options
@@ -118,6 +122,30 @@ class Crew:
                 return False
             await asyncio.sleep(step)
         return True
+
+
+@contextmanager
+def bare_loop(url: str, *, seconds: float) -> Iterator[int]:
+    """A process that asks the server for nothing, over and over after this pause; its pid."""
+    process = CONTEXT.Process(target=_ask, args=(url, seconds))
+    process.start()
+    assert process.pid is not None
+    try:
+        yield process.pid
+    finally:
+        process.kill()
+        process.join()
+
+
+def _ask(url: str, seconds: float) -> None:
+    async def ask() -> None:
+        # Not the database of the queue, whose statements are counted.
+        connection = await asyncpg.connect(make_url(url).set(database="postgres").render_as_string(hide_password=False))
+        while True:
+            await connection.fetchval("SELECT 1")
+            await asyncio.sleep(seconds)
+
+    asyncio.run(ask())
 
 
 def _work(name: str, url: str, options: Options, tally: Tally, together: Any) -> None:

@@ -20,8 +20,9 @@ from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.schema import CreateTable
 
-from benchmarks.crew import Crew
+from benchmarks.crew import Crew, bare_loop
 from benchmarks.effects import EFFECTS
+from benchmarks.machine import cpu_seconds
 from benchmarks.measure import (
     BYSTANDER,
     Costs,
@@ -49,6 +50,8 @@ INSERT = "INSERT INTO queue_kit_job (name, priority, data) VALUES ($1, $2, $3) R
 PATIENCE = 20.0
 GAP = 0.05
 INSERTERS = 8
+IDLE_STATEMENTS = 0.8
+"""Statements a second of an idle worker."""
 SETTLE = 11.0
 """A backend that falls idle reports its statements after ten seconds at the latest."""
 
@@ -213,24 +216,30 @@ async def wakeups(name: str, url: str, options: Options, *, seconds: float, turn
 
 async def idle(name: str, url: str, options: Options, *, seconds: float, turns: int) -> Figures:
     """Watch a worker that has nothing to do. Autovacuum comes by once in a minute, in which its transactions count too:
-    the statements are those of the median turn."""
+    the statements are those of the median turn.
+
+    Beside it is watched a bare loop that asks as often: on a virtual machine that sleeps deeply, to wake up may take
+    milliseconds of processor, whatever is done then.
+    """
     queue = await _installed(name, url, options)
-    with Crew(name, url, options, jobs=1) as crew:
+    with Crew(name, url, options, jobs=1) as crew, bare_loop(url, seconds=1 / IDLE_STATEMENTS) as bare:
         await queue.open()
         await queue.add(0)
         await crew.at_work()
         await queue.close()
         await asyncio.sleep(SETTLE)
         async with metered(url) as meter:
-            costs = Costs(crew.cpu, meter)
+            costs, bare_costs = Costs(crew.cpu, meter), Costs(lambda: cpu_seconds(bare), None)
             seen = [await meter.statements()]
             await costs.begin()
+            await bare_costs.begin()
             for _ in range(turns):
                 await asyncio.sleep(seconds)
                 seen.append(await meter.statements())
             await costs.end()
+            await bare_costs.end()
         check_runs(crew.runs, finished=True)
-    percent = {"core_percent": costs.own, "server_core_percent": costs.server}
+    percent = {"core_percent": costs.own, "bare_core_percent": bare_costs.own, "server_core_percent": costs.server}
     statements = [(after - before) / seconds for before, after in itertools.pairwise(seen)]
     return {"statements": statistics.median(statements), "turns": statements} | {
         key: None if used is None else used / (turns * seconds) * 100 for key, used in percent.items()

@@ -28,6 +28,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 FASTER = Check("T1", "drain, to a peer", must=2, aim=4, against=("T1", "peer"))
 PLAIN = Check("T2", "drain", must=100)
 QUICKER = Check("T7", "pickup", "p50", "ms", must=4, at_most=True)
+IDLE = Check("T12", "idle", "percent", "%", must=0.5, at_most=True, control="bare_percent")
 
 
 def rounds(target: str, label: str, *values: float, metric: str = "rate") -> list[Result]:
@@ -54,6 +55,21 @@ def test_the_median_must_reach_what_must_hold(values, verdict):
 @pytest.mark.parametrize(("value", "verdict"), [(4.0, "pass"), (4.1, "FAIL")])
 def test_some_figures_must_not_be_above(value, verdict):
     assert judge(QUICKER, rounds("T7", OURS, value, metric="p50")).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("percent", "bare", "verdict"),
+    [(0.4, 0.1, "pass"), (0.6, 0.1, "FAIL"), (9.0, 0.5, "FAIL"), (0.4, None, "pass"), (0.6, None, "FAIL")],
+)
+def test_a_figure_is_judged_whatever_the_machine_takes_by_itself(percent, bare, verdict):
+    results = [Result("T12", OURS, OURS, 1, {"percent": percent, "bare_percent": bare})]
+    assert judge(IDLE, results).verdict == verdict
+
+
+def test_where_the_machine_takes_more_by_itself_than_may_be_taken_nothing_is_judged():
+    results = [Result("T12", OURS, OURS, 1, {"percent": 2.3, "bare_percent": 0.9})]
+    judged = judge(IDLE, results)
+    assert (judged.verdict, judged.why) == (Verdict.open, "2.30 %; a bare loop took 0.90 % here")
 
 
 def test_ratios_are_those_of_the_same_round():
