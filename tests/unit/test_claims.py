@@ -235,6 +235,32 @@ async def test_the_window_is_filled_again_when_half_of_it_is_gone_and_the_last_c
         assert [(await claims.next()).job.id for _ in range(4)] == [7, 8, 9, 10]
 
 
+@pytest.mark.parametrize(("meanwhile", "held"), [(0, 40), (32, 40), (40, 50), (48, 60), (49, 60)])
+async def test_the_next_claim_is_sent_while_a_quarter_more_is_held_than_was_taken_during_the_last(
+    claims, queue, meanwhile, held
+):
+    async def take(count: int) -> None:
+        for _ in range(count):
+            assert await claims.next() is not None
+        await turns()
+
+    queue.holds(*range(1, 400))
+    queue.ahead = 100
+    async with serving(claims):
+        await take(1)
+        queue.ahead = 80 + meanwhile
+        queue.door.clear()
+        await take(51)
+        await take(meanwhile)
+        queue.door.set()
+        await turns()
+        assert queue.asked == [(1, 100), (0, 31 + meanwhile)]  # 80 are held
+        await take(80 - held)
+        assert len(queue.asked) == 2
+        await take(1)
+        assert len(queue.asked) == 3
+
+
 async def test_a_window_is_not_filled_again_when_the_last_claim_brought_less_than_asked(claims, queue):
     async with serving(claims):
         queue.ahead = 10
