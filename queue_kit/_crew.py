@@ -230,6 +230,7 @@ class Crew:
     async def _pull(self) -> None:
         rested = True
         while True:
+            # At once where that can be: a coroutine takes 0.2 us of a small job's 15.
             claimed = self._claims.at_once(rested=rested) or await self._claims.next(rested=False)
             if claimed is None:
                 return

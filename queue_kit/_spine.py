@@ -310,10 +310,10 @@ class Spine:
         if len(runs) < len(endings):
             self._on_returned()
         self.counts.update([ending.outcome.verdict for ending in runs])
+        self._on_settled(runs)
         for ending in runs:
             if ending.outcome is not SUCCESS or ending.spans is not None:  # else nobody asked when it ended
                 self._tell_settled(ending)
-        self._on_settled(runs)
 
     def _tell_settled(self, ending: Ending) -> None:
         claimed, seconds = ending.claimed, ending.seconds or 0.0

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from types import NoneType
-from typing import Any, Generic, Self, TypeAlias
+from typing import Any, Generic, Self, TypeAlias, cast
 
 from typing_extensions import TypeVar
 
@@ -125,7 +125,7 @@ class _Draft(Generic[T]):
         whole.__class__ = Job
 
 
-claimed_job: Callable[..., Any] = _Draft
+claimed_job = cast("Callable[..., Job[Any]]", _Draft)
 """`Job(...)` of all its fields, in their order."""
 
 
