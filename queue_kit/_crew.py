@@ -5,7 +5,6 @@ handler ends it.
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +19,7 @@ from queue_kit._history import History
 from queue_kit._intake import Intake
 from queue_kit._leases import Leases
 from queue_kit._link import Link
+from queue_kit._log import BackgroundLog
 from queue_kit._pace import Pace
 from queue_kit._pulse import NUDGE_PAUSE, Pulse
 from queue_kit._run import Limits
@@ -34,7 +34,7 @@ from queue_kit.errors import ShuttingDown
 from queue_kit.hooks import Observers, WorkerState
 from queue_kit.job import Verdict, log_fields
 
-_logger = logging.getLogger("queue_kit.worker")
+_logger = BackgroundLog("queue_kit.worker")
 
 _COMES_BACK = (Verdict.retried, Verdict.snoozed)
 

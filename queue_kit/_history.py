@@ -5,7 +5,6 @@ lost, and what the database would not take, a minute at most of each.
 """
 
 import asyncio
-import logging
 import random
 import time
 from collections import defaultdict
@@ -18,11 +17,12 @@ from sqlalchemy.exc import DBAPIError
 from queue_kit._dialect.columns import as_utc_text
 from queue_kit._endings import Ending
 from queue_kit._link import in_a_line
+from queue_kit._log import BackgroundLog
 from queue_kit._store import Store
 from queue_kit._transient import is_transient
 from queue_kit.job import Verdict
 
-_logger = logging.getLogger("queue_kit.worker")
+_logger = BackgroundLog("queue_kit.worker")
 
 KEPT_DAYS = 14.0
 """Days of history that workers keep."""

@@ -3,18 +3,18 @@ suspect, and runs alone, so that a poison job cannot take its neighbours along.
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable
 
 from queue_kit._claims import Haul
 from queue_kit._leases import Leases
+from queue_kit._log import BackgroundLog
 from queue_kit._scan import Scan
 from queue_kit._spine import Spine
 from queue_kit._store import NO_LIMIT, Store
 from queue_kit.job import MAX_PAYLOAD_BYTES, Claimed, log_fields, printable
 
-_logger = logging.getLogger("queue_kit.worker")
+_logger = BackgroundLog("queue_kit.worker")
 
 SUSPECT = 2
 """Lapsed leases from which on a job runs alone."""

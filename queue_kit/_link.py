@@ -3,15 +3,15 @@ them probes, and everything goes on together. One log line a change, not one an 
 """
 
 import asyncio
-import logging
 import math
 import random
 import time
 from collections.abc import Callable
 
+from queue_kit._log import BackgroundLog
 from queue_kit.job import printable
 
-_logger = logging.getLogger("queue_kit.worker")
+_logger = BackgroundLog("queue_kit.worker")
 
 LONGEST_WAIT = 2.0
 """Seconds between two probes at most, or a third of a lease when that is less: as often as a lease is renewed."""

@@ -6,7 +6,6 @@ The handler runs in a task of its own and is watched from outside, so one that r
 """
 
 import asyncio
-import logging
 import math
 import sys
 import time
@@ -20,6 +19,7 @@ from typing import Any
 from queue_kit._deadlines import Deadlines
 from queue_kit._error_record import error_record
 from queue_kit._handler import Handler
+from queue_kit._log import BackgroundLog
 from queue_kit._timings import DID_NOT_RUN, timings_record
 from queue_kit.errors import (
     Cancelled,
@@ -35,7 +35,7 @@ from queue_kit.event import AbortToken, Event
 from queue_kit.job import Claimed, Job, Outcome, Verdict, log_fields, printable
 from queue_kit.retry import RetryDelay, delay_after
 
-_logger = logging.getLogger("queue_kit.worker")
+_logger = BackgroundLog("queue_kit.worker")
 
 SUCCESS = Outcome(Verdict.completed)
 

@@ -6,7 +6,6 @@ last commit carries the job's ending, so the handler's writes and the completion
 """
 
 import asyncio
-import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -25,6 +24,7 @@ from queue_kit._begin import begin
 from queue_kit._commits import Commits
 from queue_kit._error_record import chain
 from queue_kit._lazy_session import GUARD, FencedSession, LazySession, listen, run_is_over
+from queue_kit._log import BackgroundLog
 from queue_kit._statements import database, fencing
 from queue_kit._transient import is_connection_lost, is_server_trouble
 from queue_kit.enqueue import HELD_JOB
@@ -32,7 +32,7 @@ from queue_kit.errors import JobAborted, LeaseLost, ShuttingDown, UnfencedCommit
 from queue_kit.event import AbortToken
 from queue_kit.job import Claimed, log_fields, printable
 
-_logger = logging.getLogger("queue_kit.worker")
+_logger = BackgroundLog("queue_kit.worker")
 
 LONG_HOLD = 1.0
 """Seconds after which a handler that keeps SQLite's only write lock is named in the log."""

@@ -19,6 +19,7 @@ from queue_kit._endings import Ending, Endings
 from queue_kit._handler import Handler
 from queue_kit._leases import Leases
 from queue_kit._link import Link
+from queue_kit._log import BackgroundLog
 from queue_kit._pace import Pace
 from queue_kit._patience import Patience
 from queue_kit._run import SUCCESS, Limits, Run, without_running
@@ -30,7 +31,7 @@ from queue_kit.errors import JobAborted, LeaseLost, ShuttingDown
 from queue_kit.hooks import Observers, Settled, Started
 from queue_kit.job import Claimed, Outcome, Verdict, log_fields, printable
 
-_logger = logging.getLogger("queue_kit.worker")
+_logger = BackgroundLog("queue_kit.worker")
 
 T = TypeVar("T")
 
@@ -316,19 +317,15 @@ class Spine:
                 self._tell_settled(ending)
 
     def _tell_settled(self, ending: Ending) -> None:
-        claimed, seconds = ending.claimed, ending.seconds or 0.0
+        seconds = ending.seconds or 0.0
         worth_a_warning = ending.outcome.verdict in _WORTH_A_WARNING or isinstance(ending.why, LeaseLost)
         level = logging.WARNING if worth_a_warning else logging.INFO
-        try:
-            if _logger.isEnabledFor(level):
-                self._log(level, ending, seconds)
-            if self._observers:
-                self._observers.settled(
-                    Settled(self._store.worker_id, claimed.job, ending.outcome, seconds, ending.spans)
-                )
-        except Exception:
-            job = claimed.job
-            _logger.exception("the ending of job %s is stored, but was not reported", job.id, extra=log_fields(job))
+        if _logger.isEnabledFor(level):
+            self._log(level, ending, seconds)
+        if self._observers:
+            self._observers.settled(
+                Settled(self._store.worker_id, ending.claimed.job, ending.outcome, seconds, ending.spans)
+            )
 
     def _log(self, level: int, ending: Ending, seconds: float) -> None:
         job, error = ending.claimed.job, ending.outcome.error or {}

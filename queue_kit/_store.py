@@ -3,7 +3,6 @@
 """
 
 import asyncio
-import logging
 import os
 import socket
 import time
@@ -23,6 +22,7 @@ from sqlalchemy.orm import Session
 from queue_kit import cron
 from queue_kit._driver_sql import DriverSql
 from queue_kit._endings import Settlement
+from queue_kit._log import BackgroundLog
 from queue_kit._rows import behind, claimed_of, endings_batch, fences_batch
 from queue_kit._scan import Place
 from queue_kit._statements import claiming, fencing, history, settling, workers
@@ -32,7 +32,7 @@ from queue_kit._transient import is_transient
 from queue_kit.job import Claimed, Outcome, Verdict, log_fields, printable
 from queue_kit.models import READY
 
-_logger = logging.getLogger("queue_kit.worker")
+_logger = BackgroundLog("queue_kit.worker")
 
 PROMOTE_LIMIT = 1_000
 NO_LIMIT = 2**31 - 1

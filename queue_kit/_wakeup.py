@@ -3,7 +3,6 @@ this process on SQLite. Both only make things faster; losing them costs at most 
 """
 
 import asyncio
-import logging
 import random
 import secrets
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from queue_kit._clone import clone_of
 from queue_kit._connecting import connect_whole
 from queue_kit._link import in_a_line
+from queue_kit._log import BackgroundLog
 from queue_kit._patience import Patience
 
 JOB_CHANNEL = "queue_kit_job"
@@ -25,7 +25,7 @@ CANCEL_CHANNEL = "queue_kit_cancel"
 PROBE_EVERY = 10.0
 PROBE_TIMEOUT = 5.0
 
-_logger = logging.getLogger("queue_kit.worker")
+_logger = BackgroundLog("queue_kit.worker")
 
 
 class _Deaf(Exception):

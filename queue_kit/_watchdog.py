@@ -5,7 +5,6 @@ the blocked handler writes afterwards. So the watchdog only tells; it ends nothi
 """
 
 import asyncio
-import logging
 import sys
 import threading
 import time
@@ -13,10 +12,11 @@ import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
+from queue_kit._log import BackgroundLog
 from queue_kit._run import Run
 from queue_kit.job import printable
 
-_logger = logging.getLogger("queue_kit.worker")
+_logger = BackgroundLog("queue_kit.worker")
 
 LONGEST_BLOCK = 5.0
 """Seconds after which a blocked loop is reported, or a third of a lease when that is less: a renewal is late then."""

@@ -6,18 +6,18 @@ is logged and swallowed, so watching never harms a job.
 
 import asyncio
 import inspect
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from queue_kit._log import BackgroundLog
 from queue_kit.errors import ConfigurationError, InvalidJob
 from queue_kit.event import Span
 from queue_kit.job import Job, NewJob, Outcome, check_payload
 
-_logger = logging.getLogger("queue_kit.hooks")
+_logger = BackgroundLog("queue_kit.hooks")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -5,7 +5,6 @@ its process. Only `run()`, for a process of its own, handles signals and may lea
 """
 
 import asyncio
-import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -21,6 +20,7 @@ from queue_kit._crew import Crew
 from queue_kit._gate import gate_for
 from queue_kit._handler import Handler, HandlerFunction, check_limits
 from queue_kit._lazy_session import LazySession
+from queue_kit._log import BackgroundLog
 from queue_kit._run import Limits
 from queue_kit._sessions import Sessions
 from queue_kit._standalone import run_until_signal
@@ -33,7 +33,7 @@ from queue_kit.hooks import Observers
 from queue_kit.job import Seconds, Verdict
 from queue_kit.retry import RetryDelay, check_retry_delay, exponential
 
-_logger = logging.getLogger("queue_kit.worker")
+_logger = BackgroundLog("queue_kit.worker")
 
 ISOLATION_LEVELS = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
 

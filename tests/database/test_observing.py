@@ -1,5 +1,6 @@
 """What who watches is told: the context in which a handler runs, when a run was due, and the fields of the log."""
 
+import asyncio
 import contextvars
 import logging
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from sqlalchemy.event import listen, remove
 from sqlalchemy.orm import Session
 
 from queue_kit import CronJob, Handlers, JobState, NewJob, QueueWorker, add_job, add_jobs, list_jobs, register_cron_jobs
-from queue_kit.models import COMPLETED
+from queue_kit.models import COMPLETED, FAILED
 from tests.support import ADD_EFFECT, Recorder, make_effects, move, row_of, until
 
 current = contextvars.ContextVar("current", default="nothing")
@@ -115,38 +116,57 @@ async def test_the_line_of_each_outcome_has_its_fields(engine, caplog):
 
 
 class Raising(logging.Handler):
-    """A handler of the log that fails for the endings of these jobs."""
-
-    def __init__(self, spoiled: list[int]) -> None:
-        super().__init__()
-        self.spoiled = spoiled
+    """A handler of the log that always fails."""
 
     def emit(self, record):
-        if hasattr(record, "job_outcome") and record.job_id in self.spoiled:
-            raise ValueError("spoiled")
+        raise ValueError("a broken handler of the log")
 
 
-@pytest.mark.parametrize("strict", [False, True])
-async def test_an_ending_that_cannot_be_reported_is_stored_and_spoils_nothing(engine, caplog, strict):
+@pytest.fixture
+def broken_log(caplog) -> Iterator[None]:
+    caplog.set_level(logging.INFO, "queue_kit")
+    handler = Raising()
+    logging.getLogger("queue_kit").addHandler(handler)
+    yield
+    logging.getLogger("queue_kit").removeHandler(handler)
+
+
+@pytest.mark.parametrize("prefetch", [None, 0])
+async def test_a_handler_of_the_log_that_fails_breaks_nothing(engine, broken_log, capsys, prefetch):
+    class Broken:
+        def on_settled(self, record):
+            raise ValueError("a broken hook")
+
     async def note(event, session, job): ...
 
-    caplog.set_level(logging.INFO, "queue_kit.worker")
+    async def write(event, session, job):
+        await session.execute(ADD_EFFECT, {"job_id": job.id})
+
+    async def fail(event, session, job):
+        raise ValueError("plainly")
+
+    await make_effects(engine)
+    before = asyncio.all_tasks()
     hook = Recorder()
-    ids = await add_jobs(engine, [NewJob("note")] * 4)
-    raising = Raising(ids[:2])
-    logger = logging.getLogger("queue_kit.worker")
-    logger.addHandler(raising)
-    try:
-        worker = QueueWorker(engine, {"note": note}, hooks=[hook], prefetch=0 if strict else None)
-        assert (await worker.drain())["completed"] == 4
-        ids += [await add_job(engine, "note")]
-        assert (await worker.drain())["completed"] == 1
-    finally:
-        logger.removeHandler(raising)
-    assert [(await row_of(engine, job_id)).status for job_id in ids] == [COMPLETED] * 5
-    assert [record.job.id for record in hook.settled] == ids[2:]
-    told = [record for record in caplog.records if "is stored, but was not reported" in record.message]
-    assert [record.job_id for record in told] == ids[:2]
+    handlers = {"note": note, "write": write, "fail": fail}
+    ids = await add_jobs(engine, [NewJob(name) for name in ("note", "write", "fail") for _ in range(20)])
+    options = {"parallel_count": 4, "max_retry_count": 1, "prefetch": prefetch}
+    async with QueueWorker(engine, handlers, hooks=[Broken(), hook], **options) as worker:
+        await until(lambda: len(hook.settled) == 60)
+        assert worker.healthy
+    assert asyncio.all_tasks() == before
+    assert sorted(record.job.id for record in hook.settled) == ids
+    states = [(await row_of(engine, job_id)).status for job_id in ids]
+    assert states == [COMPLETED] * 40 + [FAILED] * 20
+    assert hook.states[-1] == "stopped"
+    assert "ValueError: a broken handler of the log" in capsys.readouterr().err
+
+
+async def test_a_line_of_the_log_names_the_place_that_wrote_it(engine, caplog):
+    caplog.set_level(logging.INFO, "queue_kit.worker")
+    await QueueWorker(engine, {}).drain()
+    places = {(record.module, record.funcName) for record in caplog.records if record.msg == "worker %s: %s"}
+    assert places == {("_crew", "_announce")}
 
 
 async def test_the_states_of_a_worker_are_logged_with_its_id(engine, caplog):
