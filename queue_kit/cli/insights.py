@@ -69,7 +69,7 @@ class _Overview:
 @json_option
 def insights(url: URL, watch: bool, interval: float, as_json: bool) -> None:
     """Show what waits, runs and has failed, in total and by name; rates are those of the last five minutes, and
-    lag by up to a minute.
+    lag by up to 70 s.
 
     A job counts as failed when no other try follows; a failed try that is followed by another counts as retried.
 
