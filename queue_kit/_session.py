@@ -43,6 +43,9 @@ QUIESCE_SECONDS = 15.0
 LONGEST_TIMEOUT = 2**31 - 1
 """Milliseconds that PostgreSQL takes for a timeout; a handler may have more, and then its statements have no limit."""
 
+_ENDS = ("commit", "rollback", "close")
+"""What SQLite's driver is asked for while a transaction ends."""
+
 INTERRUPT_EVERY = 0.02
 """Seconds between two interrupts, since one that comes before its statement has reached SQLite has no effect."""
 
@@ -297,10 +300,15 @@ class HandlerSession:
         self._connected.set()
 
     def _watched(self, execute: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-        async def watched(*args: Any, **kw: Any) -> Any:
+        async def watched(call: Callable[..., Any], *args: Any, **kw: Any) -> Any:
+            # A task that the handler left behind may be between two steps of a statement. Beside the transaction's end
+            # it would be executed when that is over, and commit by itself. (A savepoint ends by a statement.)
+            ends = (self._committing or self._closing) and not self._setting.joined
+            if ends and call.__name__ not in _ENDS:
+                raise run_is_over()
             self._quiet.clear()
             try:
-                return await execute(*args, **kw)
+                return await execute(call, *args, **kw)
             finally:
                 self._quiet.set()
 

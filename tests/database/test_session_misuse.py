@@ -34,7 +34,9 @@ def jobs() -> Handlers:
     return handlers
 
 
-@pytest.mark.parametrize("inside", [False, True], ids=["later", "in the middle of a statement"])
+@pytest.mark.parametrize(
+    "inside", ["", "first", "second"], ids=["later", "in the first statement", "in the second one"]
+)
 async def test_a_task_that_outlives_its_handler_gets_nothing_from_its_session(engine, jobs, inside):
     await make_effects(engine)
     over, left = asyncio.Event(), []
@@ -48,6 +50,8 @@ async def test_a_task_that_outlives_its_handler_gets_nothing_from_its_session(en
 
     @jobs.handler("leaves", max_retry_count=1)
     async def leaves(event, session, job):
+        if inside == "second":
+            await session.execute(text("SELECT 1"))
         left.append(asyncio.create_task(child(session, job)))
         await asyncio.sleep(0)
         raise ValueError("the sibling failed")
