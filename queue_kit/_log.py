@@ -6,6 +6,7 @@ import logging
 import sys
 import traceback
 from collections.abc import MutableMapping
+from contextlib import suppress
 from typing import Any
 
 
@@ -26,4 +27,5 @@ class BackgroundLog(logging.LoggerAdapter[logging.Logger]):
             super().log(level, msg, *args, **{"stacklevel": 2} | kwargs)
         except Exception:  # noqa: BLE001
             if logging.raiseExceptions and sys.stderr is not None:
-                traceback.print_exc()
+                with suppress(Exception):  # stderr may be closed
+                    traceback.print_exc()
