@@ -23,8 +23,9 @@ class BackgroundLog(logging.LoggerAdapter[logging.Logger]):
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
         """Log, as from where this was called."""
+        kwargs.setdefault("stacklevel", 2)
         try:
-            super().log(level, msg, *args, **{"stacklevel": 2} | kwargs)
+            super().log(level, msg, *args, **kwargs)
         except Exception:  # noqa: BLE001
             if logging.raiseExceptions and sys.stderr is not None:
                 with suppress(Exception):  # stderr may be closed

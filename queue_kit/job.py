@@ -125,7 +125,7 @@ class _Draft(Generic[T]):
         whole.__class__ = Job
 
 
-claimed_job = cast("Callable[..., Job[Any]]", _Draft)
+claimed_job: Callable[..., Job[Any]] = cast("Callable[..., Job[Any]]", _Draft)
 """`Job(...)` of all its fields, in their order."""
 
 
