@@ -11,9 +11,12 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from queue_kit._log import BackgroundLog
 from queue_kit.errors import JobAborted
 from queue_kit.event import Span
 from queue_kit.job import Claimed, Outcome, Verdict
+
+_logger = BackgroundLog("queue_kit.worker")
 
 LOCKED_PAUSE = 0.25
 """Seconds until an ending whose row somebody has locked is tried again."""
@@ -143,7 +146,10 @@ class Endings:
                 ending.written.set_result(None)
         self._unwritten -= len(written)
         self._answered.set()
-        self._on_written(written)
+        try:
+            self._on_written(written)
+        except Exception:
+            _logger.exception("%d endings are stored, but were not all reported", len(written))
 
     async def close(self) -> None:
         """Give up what is still under way or waits for a lock."""

@@ -1,4 +1,5 @@
-"""How runs ended, on the way to the database: what travels together, what is tried again, and who waits for what."""
+"""How runs ended, on the way to the database: what travels together, what is tried again, who waits for what, and what
+an observer that raises may not spoil."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -44,13 +45,16 @@ class Database:
 
 
 class Reports:
-    """What the endings' observer is told."""
+    """What the endings' observer is told; it raises for the job ids in `spoiled`."""
 
     def __init__(self) -> None:
         self.told: list[tuple[int, Verdict]] = []
+        self.spoiled: set[int] = set()
 
     def __call__(self, endings: Sequence[Ending]) -> None:
         self.told += [(ending.claimed.job.id, ending.outcome.verdict) for ending in endings]
+        if any(ending.claimed.job.id in self.spoiled for ending in endings):
+            raise ValueError("spoiled")
 
 
 @pytest.fixture
@@ -326,6 +330,24 @@ async def test_one_that_is_locked_counts_until_it_is_written(endings, database, 
 async def test_with_nothing_under_way_there_is_room(endings, database):
     await asyncio.wait_for(endings.room(0), PATIENCE)
     assert database.batches == []
+
+
+# --- observers --------------------------------------------------------------------------------------------------------
+
+
+async def test_an_observer_that_raises_spoils_nothing(endings, database, reports, caplog):
+    reports.spoiled = {1, 2}
+    writing = [asyncio.create_task(endings.write(ending(number))) for number in (1, 2, 3)]
+    await until(lambda: database.batches)
+    endings.put(ending(4))  # goes out as the next, with nobody to ask for it
+    database.answers(2)
+    await asyncio.wait_for(asyncio.gather(*writing), PATIENCE)
+    await asyncio.wait_for(endings.room(0), PATIENCE)
+    assert reports.told == completed(1, 2, 3, 4)
+    assert "3 endings are stored, but were not all reported" in caplog.text
+    endings.put(ending(5))
+    database.answers()
+    await until(lambda: reports.told == completed(1, 2, 3, 4, 5))
 
 
 # --- closing ----------------------------------------------------------------------------------------------------------
