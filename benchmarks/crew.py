@@ -12,11 +12,9 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
-import asyncpg
-from sqlalchemy import make_url
-
 from benchmarks import machine, peers
 from benchmarks.peers import Options
+from benchmarks.server import connected, maintenance_url
 
 CONTEXT = multiprocessing.get_context("spawn")
 START_SECONDS = 20.0
@@ -139,11 +137,10 @@ def bare_loop(url: str, *, seconds: float) -> Iterator[int]:
 
 def _ask(url: str, seconds: float) -> None:
     async def ask() -> None:
-        # Not the database of the queue, whose statements are counted.
-        connection = await asyncpg.connect(make_url(url).set(database="postgres").render_as_string(hide_password=False))
-        while True:
-            await connection.fetchval("SELECT 1")
-            await asyncio.sleep(seconds)
+        async with connected(maintenance_url(url)) as connection:
+            while True:
+                await connection.fetchval("SELECT 1")
+                await asyncio.sleep(seconds)
 
     asyncio.run(ask())
 

@@ -14,7 +14,7 @@ from sqlalchemy import make_url
 from benchmarks import machine
 from benchmarks.crew import Crew
 from benchmarks.peers import Options, Queue
-from benchmarks.server import connected, execute
+from benchmarks.server import connected, execute, maintenance_url
 
 Figures = dict[str, Any]
 
@@ -69,7 +69,7 @@ class Meter:
 @asynccontextmanager
 async def metered(url: str) -> AsyncIterator[Meter]:
     """A meter for a database."""
-    async with connected(make_url(url).set(database="postgres").render_as_string(hide_password=False)) as connection:
+    async with connected(maintenance_url(url)) as connection:
         local = machine.is_postgres(await connection.fetchval("SELECT pg_backend_pid()"))
         yield Meter(connection, str(make_url(url).database), local=local)
 

@@ -37,6 +37,11 @@ def alchemy_url(url: str) -> str:
     return make_url(url).set(drivername="postgresql+asyncpg").render_as_string(hide_password=False)
 
 
+def maintenance_url(url: str) -> str:
+    """The URL of the server's own database, where nothing counts as the queue's."""
+    return make_url(url).set(database="postgres").render_as_string(hide_password=False)
+
+
 @contextlib.contextmanager
 def serving(url: str | None) -> Iterator[str]:
     """The server's URL, as drivers take it."""
