@@ -218,8 +218,8 @@ async def idle(name: str, url: str, options: Options, *, seconds: float, turns: 
     """Watch a worker that has nothing to do. Autovacuum comes by once in a minute, in which its transactions count too:
     the statements are those of the median turn.
 
-    Beside it is watched a bare loop that asks as often: on a virtual machine that sleeps deeply, to wake up may take
-    milliseconds of processor, whatever is done then.
+    Beside it is watched a bare loop that asks as often: on some virtual machines to wake up takes milliseconds of
+    processor, whatever is done then.
     """
     queue = await _installed(name, url, options)
     with Crew(name, url, options, jobs=1) as crew, bare_loop(url, seconds=1 / IDLE_STATEMENTS) as bare:
